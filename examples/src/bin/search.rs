@@ -1,0 +1,236 @@
+//! Searches LongRoPE interpolation factors for a model, and measures them on text the search has not seen.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use longrope::scaling::hf::Generation;
+use longrope::search::{Search, Settings, paper_seeds};
+use longrope_drivers::methods::{self, Method};
+use longrope_drivers::model::{self, Llama};
+use longrope_drivers::progress::Progress;
+use longrope_drivers::search_run::{self, CheckpointFile, Task};
+use longrope_drivers::{files, interrupt, memory, plot, report, text};
+
+/// The model and the texts that the repository ships.
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data");
+
+/// Searches LongRoPE interpolation factors for a Llama, and compares them with other methods on unseen text.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Model: a Hugging Face directory or a GGUF file [default: the byte-level Llama of the repository]
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// Text: the search uses its first half, the table its second [default: Moby Dick, in two files]
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Measure the table on this text instead, and search on all of --text
+    #[arg(long, value_name = "FILE", requires = "text")]
+    eval_text: Option<PathBuf>,
+    /// Context to search for, in tokens [default: 8 times the model's own]
+    #[arg(long, value_name = "TOKENS")]
+    length: Option<usize>,
+    /// Seed of the search
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Continue from the checkpoint in the output directory
+    #[arg(long)]
+    resume: bool,
+    /// Directory for the checkpoint, the configuration, CSV files and plots
+    #[arg(long, value_name = "DIR", default_value = "longrope-search")]
+    output: PathBuf,
+    /// Windows of text a candidate is measured on
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    windows: usize,
+    /// Windows of unseen text per cell of the table
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    eval_windows: usize,
+    /// Individuals of the first population (the paper: 64)
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    population: usize,
+    /// Iterations after the first population (the paper: 40)
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    iterations: usize,
+    /// Mutants, and as many crossovers, of an iteration (the paper: 16)
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    offspring: usize,
+    /// Also search how many first tokens stay un-interpolated (n_hat), which no engine's configuration can hold
+    #[arg(long)]
+    first_tokens: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<interrupt::Interrupted>() => ExitCode::from(interrupt::EXIT_STATUS),
+        Err(error) => {
+            eprintln!("error: {}", report::error_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    interrupt::install()?;
+    let started = Instant::now();
+    let model_path = arguments.model.clone().unwrap_or_else(|| Path::new(DATA).join("models/tiny"));
+    let (model, tokenizer) = model::load(&model_path)?;
+    let original = model.config().original_length();
+    let length = arguments.length.unwrap_or(original.saturating_mul(8));
+    ensure!(
+        length > original,
+        "--length: {length} is not valid; expected more than the model's own context ({original})"
+    );
+    for (name, value, least) in [
+        ("--windows", arguments.windows, 1),
+        ("--eval-windows", arguments.eval_windows, 1),
+        // The three methods that seed it.
+        ("--population", arguments.population, 3),
+        ("--offspring", arguments.offspring, 1),
+    ] {
+        ensure!((least..=4096).contains(&value), "{name}: {value} is not valid; expected {least} to 4096");
+    }
+    memory::check(&format!("a window of {length} tokens"), memory::required(model.config(), length))?;
+    let texts = Texts::read(arguments, &tokenizer)?;
+    let unseen = (texts.eval_name.as_str(), texts.eval.as_slice());
+    // Before the search rather than after it: is there enough unseen text?
+    text::windows(unseen.0, unseen.1, length, 1)?;
+    fs::create_dir_all(&arguments.output)
+        .with_context(|| format!("{}: can't be made", arguments.output.display()))?;
+
+    let windows = text::windows(&texts.search_name, &texts.search, length, arguments.windows)?;
+    let task = Task { model: &model, windows, length };
+    let fingerprint = task.fingerprint(&model_path)?;
+    let mut checkpoint = CheckpointFile::new(arguments.output.join("checkpoint.json"), fingerprint);
+    let mut search = start(arguments, &model, length, &checkpoint)?;
+    eprintln!(
+        "{} ({:.1} M parameters, context {original}): searching factors for {length} tokens",
+        model_path.display(),
+        model.config().parameters() as f64 / 1e6
+    );
+    search_run::run(&mut search, &task, &mut checkpoint, &Progress::new("evaluations"))?;
+    let best = search.best().context("no candidate has a finite perplexity")?;
+
+    let mut methods = methods::baselines(&model.config().rope, length)?;
+    methods.push(Method { name: "LongRoPE", rope: task.rope(&best.candidate)? });
+    let progress = Progress::new("cells of the table");
+    let lengths = report::lengths(original, length);
+    progress.start(0, lengths.len() * methods.len());
+    let table = report::measure(&model, &methods, unseen, arguments.eval_windows, lengths, |done, cells| {
+        progress.update(done, cells, best.value);
+    });
+    progress.finish();
+    let table = table.inspect_err(|_| {
+        eprintln!("stopped before the table; --resume continues from {}", checkpoint.path().display());
+    })?;
+
+    // A closed pipe costs none of the files: it is reported after they are written.
+    let printed = print(&format!(
+        "Perplexity on {}, which the search has not seen ({} windows a length; * marks the lowest):\n{}",
+        texts.eval_name,
+        arguments.eval_windows,
+        table.to_text()
+    ));
+    let mut summary = String::new();
+    let config = &methods[methods.len() - 1].rope;
+    let mut output = |name: &str, contents: &str| -> Result<()> {
+        let path = arguments.output.join(name);
+        files::write_atomically(&path, contents)?;
+        writeln!(summary, "wrote {}", path.display())?;
+        Ok(())
+    };
+    let json = serde_json::to_string_pretty(&config.to_hf(Generation::RopeScaling))?;
+    output("rope_scaling.json", &(json + "\n"))?;
+    output("history.csv", &report::history_csv(search.history()))?;
+    output("perplexity.csv", &table.to_csv())?;
+    output("perplexity.svg", &plot::perplexity_by_length(&table)?)?;
+    let lines: Vec<_> = methods.iter().map(|method| (method.name, &method.rope)).collect();
+    output("factors.svg", &plot::factors_by_pair(&lines)?)?;
+    if config.first_tokens() > 0 {
+        writeln!(
+            summary,
+            "The best candidate leaves the first {} tokens alone; Hugging Face's format has no field for that, so \
+             other engines ignore `n_hat`.",
+            config.first_tokens()
+        )?;
+    }
+    writeln!(summary, "{} evaluations in {:.0?}", search.evaluations(), started.elapsed())?;
+    printed.and_then(|()| print(&summary))
+}
+
+/// Writes to the standard output; unlike `print!`, fails where that is closed or full.
+fn print(text: &str) -> Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("the standard output can't be written")
+}
+
+/// A new search, or the one that the checkpoint holds.
+fn start(arguments: &Arguments, model: &Llama, length: usize, checkpoint: &CheckpointFile) -> Result<Search> {
+    let rope = &model.config().rope;
+    let scale = methods::scale(rope, length);
+    let paper = Settings::default();
+    let settings = Settings {
+        population: arguments.population,
+        mutations: arguments.offspring,
+        crossovers: arguments.offspring,
+        parents: arguments.population.div_ceil(2),
+        iterations: arguments.iterations,
+        seed: arguments.seed,
+        first_tokens: if arguments.first_tokens { paper.first_tokens.clone() } else { vec![0] },
+        ..paper
+    };
+    let seeds = paper_seeds(rope.geometry(), scale);
+    if !arguments.resume {
+        return Search::new(settings, scale, seeds).context("--population, --offspring, --iterations");
+    }
+    let saved = checkpoint.load()?;
+    let path = || format!("{}", checkpoint.path().display());
+    saved.check_arguments(&settings, scale, &seeds).with_context(path)?;
+    Search::resume(saved).with_context(path)
+}
+
+/// The tokens that the search sees, and those that the table is measured on.
+struct Texts {
+    search: Vec<u32>,
+    search_name: String,
+    eval: Vec<u32>,
+    eval_name: String,
+}
+
+impl Texts {
+    fn read(arguments: &Arguments, tokenizer: &tokenizers::Tokenizer) -> Result<Self> {
+        let (search, eval) = match (&arguments.text, &arguments.eval_text) {
+            (None, _) => (
+                Path::new(DATA).join("texts/moby-dick-search.txt"),
+                Path::new(DATA).join("texts/moby-dick-eval.txt"),
+            ),
+            (Some(search), Some(eval)) => (search.clone(), eval.clone()),
+            (Some(both), None) => {
+                let mut tokens = text::read_tokens(both, tokenizer)?;
+                let eval = tokens.split_off(tokens.len() / 2);
+                let name = |half| format!("the {half} half of {}", both.display());
+                return Ok(Self {
+                    search: tokens,
+                    search_name: name("first"),
+                    eval,
+                    eval_name: name("second"),
+                });
+            }
+        };
+        let name = |path: &Path| {
+            path.file_name()
+                .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+        };
+        Ok(Self {
+            search: text::read_tokens(&search, tokenizer)?,
+            search_name: name(&search),
+            eval: text::read_tokens(&eval, tokenizer)?,
+            eval_name: name(&eval),
+        })
+    }
+}

@@ -1,0 +1,73 @@
+//! Reading and writing files, with the path in every error, and nothing half written.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+/// Larger texts and configurations are refused rather than loaded.
+const MAX_TEXT_BYTES: u64 = 1 << 30;
+
+/// Reads a UTF-8 file of at most 1 GiB.
+pub fn read_text(path: &Path) -> Result<String> {
+    let bytes = fs::metadata(path).with_context(|| format!("{}: can't be read", path.display()))?.len();
+    ensure!(
+        bytes <= MAX_TEXT_BYTES,
+        "{}: {bytes} bytes are too many; expected at most {MAX_TEXT_BYTES}",
+        path.display()
+    );
+    let bytes = fs::read(path).with_context(|| format!("{}: can't be read", path.display()))?;
+    String::from_utf8(bytes).with_context(|| format!("{}: not UTF-8 text", path.display()))
+}
+
+/// Replaces `path` by a file with `contents`, or leaves it as it was: the new file is written aside, flushed to disk,
+/// and then renamed.
+pub fn write_atomically(path: &Path, contents: &str) -> Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".new");
+    let aside = Path::new(&aside);
+    let written = (|| {
+        let mut file = File::create(aside)?;
+        file.write_all(contents.as_bytes())?;
+        file.sync_all()?;
+        drop(file);
+        fs::rename(aside, path)
+    })();
+    if written.is_err() {
+        // What was written aside is useless, and may be what filled the disk.
+        let _ = fs::remove_file(aside);
+    }
+    written.with_context(|| format!("{}: can't be written", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_keeps_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint.json");
+        write_atomically(&path, "old").unwrap();
+        write_atomically(&path, "newer").unwrap();
+        assert_eq!(read_text(&path).unwrap(), "newer");
+        // A full disk, as far as the file written aside is concerned.
+        #[cfg(target_os = "linux")]
+        {
+            std::os::unix::fs::symlink("/dev/full", dir.path().join("checkpoint.json.new")).unwrap();
+            let message = format!("{:#}", write_atomically(&path, "newest").unwrap_err());
+            assert!(message.contains("checkpoint.json: can't be written: No space left"), "{message}");
+            assert_eq!(read_text(&path).unwrap(), "newer");
+        }
+    }
+
+    #[test]
+    fn files_that_are_missing_or_no_text_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("text.txt");
+        assert!(format!("{:#}", read_text(&path).unwrap_err()).contains("text.txt: can't be read"));
+        fs::write(&path, [0xff, 0xfe]).unwrap();
+        assert!(format!("{:#}", read_text(&path).unwrap_err()).contains("text.txt: not UTF-8 text"));
+    }
+}

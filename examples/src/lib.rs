@@ -1,0 +1,13 @@
+//! What the drivers share: a Llama on candle, texts, perplexity, the search run and its plots.
+
+pub mod files;
+pub mod interrupt;
+pub mod memory;
+pub mod methods;
+pub mod model;
+pub mod perplexity;
+pub mod plot;
+pub mod progress;
+pub mod report;
+pub mod search_run;
+pub mod text;

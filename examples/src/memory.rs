@@ -1,0 +1,59 @@
+//! Whether a run fits in memory, asked before it starts.
+
+use anyhow::{Result, ensure};
+
+use crate::model::LlamaConfig;
+
+/// Bytes that evaluating sequences of `length` tokens needs, roughly: weights and the activations of one layer, f32.
+pub fn required(config: &LlamaConfig, length: usize) -> u64 {
+    let heads = config.head_dim() * (2 * config.query_heads + 2 * config.key_heads);
+    // residual, its norm and the sum being formed; gate, up and their product
+    let token = 3 * config.hidden_size + 2 * heads + 3 * config.intermediate_size;
+    let logits = crate::model::Llama::LOGIT_ROWS.min(length) * config.vocab_size;
+    let numbers = (token as u64).saturating_mul(length as u64).saturating_add(logits as u64);
+    numbers.saturating_add(config.parameters() as u64).saturating_mul(4)
+}
+
+/// Fails if `bytes` exceed what the machine has available. `available` is asked of the system; where it does not tell,
+/// nothing is refused.
+pub fn check(what: &str, bytes: u64) -> Result<()> {
+    compare(what, bytes, available())
+}
+
+fn compare(what: &str, bytes: u64, available: Option<u64>) -> Result<()> {
+    let Some(available) = available else { return Ok(()) };
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    ensure!(
+        bytes <= available,
+        "{what} needs about {} MiB of memory, and {} MiB are available; use a shorter --length or a smaller model",
+        mib(bytes),
+        mib(available)
+    );
+    Ok(())
+}
+
+/// `MemAvailable` of Linux.
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_is_available_is_refused_with_both_numbers() {
+        let message = compare("a window of 9 tokens", 3 << 20, Some(2 << 20)).unwrap_err().to_string();
+        assert!(message.contains("about 3 MiB") && message.contains("2 MiB are available"), "{message}");
+        assert!(compare("it", 3 << 20, Some(3 << 20)).is_ok());
+        assert!(compare("it", u64::MAX, None).is_ok());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn linux_tells_what_is_available() {
+        assert!(available().unwrap() > 1 << 20);
+    }
+}

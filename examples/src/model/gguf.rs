@@ -1,0 +1,197 @@
+//! GGUF files of Llama models: metadata, dequantised weights, and the configuration they imply.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::{Device, Tensor};
+use longrope::descriptor::Pairing;
+use longrope::scaling::{Geometry, LongRope, RopeConfig, Scaling, Yarn};
+
+use super::config::LlamaConfig;
+use super::weights::{Weights, check_shape};
+
+/// An open GGUF file.
+pub struct GgufFile {
+    content: Content,
+    reader: Mutex<BufReader<File>>,
+}
+
+impl GgufFile {
+    /// Reads the header of the file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("{}: can't be read", path.display()))?;
+        let mut reader = BufReader::new(file);
+        let content = Content::read(&mut reader)
+            .with_context(|| format!("{}: not a valid GGUF file", path.display()))?;
+        Ok(Self { content, reader: Mutex::new(reader) })
+    }
+
+    /// A metadata value, if present.
+    pub(super) fn value(&self, key: &str) -> Option<&Value> {
+        self.content.metadata.get(key)
+    }
+
+    /// A metadata string.
+    pub(super) fn text(&self, key: &str) -> Result<&str> {
+        match self.value(key) {
+            Some(Value::String(text)) => Ok(text),
+            Some(_) => bail!("{key}: not a string"),
+            None => bail!("{key}: missing"),
+        }
+    }
+
+    /// A metadata list.
+    pub(super) fn list(&self, key: &str) -> Result<&[Value]> {
+        match self.value(key) {
+            Some(Value::Array(list)) => Ok(list),
+            Some(_) => bail!("{key}: not a list"),
+            None => bail!("{key}: missing"),
+        }
+    }
+
+    fn whole(&self, key: &str) -> Result<Option<usize>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let number = match value {
+            Value::I32(number) => u64::try_from(*number).ok(),
+            Value::I64(number) => u64::try_from(*number).ok(),
+            other => other.to_u64().ok(),
+        };
+        number.map(|number| Some(number as usize)).ok_or_else(|| anyhow!("{key}: not a whole number from 0"))
+    }
+
+    fn required(&self, key: &str) -> Result<usize> {
+        self.whole(key)?.ok_or_else(|| anyhow!("{key}: missing"))
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::F32(number)) => Ok(Some(f64::from(*number))),
+            Some(Value::F64(number)) => Ok(Some(*number)),
+            Some(_) => bail!("{key}: not a floating-point number"),
+        }
+    }
+
+    /// The shape and rotary embedding of the model.
+    pub fn config(&self) -> Result<LlamaConfig> {
+        let architecture = self.text("general.architecture")?;
+        ensure!(
+            architecture == "llama",
+            "general.architecture: {architecture:?} is not supported; expected \"llama\""
+        );
+        let query_heads = self.required("llama.attention.head_count")?;
+        let hidden_size = self.required("llama.embedding_length")?;
+        ensure!(query_heads > 0, "llama.attention.head_count: 0 is not valid; expected at least 1");
+        let head_dim = self.whole("llama.attention.key_length")?.unwrap_or(hidden_size / query_heads);
+        let config = LlamaConfig {
+            hidden_size,
+            intermediate_size: self.required("llama.feed_forward_length")?,
+            layers: self.required("llama.block_count")?,
+            query_heads,
+            key_heads: self.whole("llama.attention.head_count_kv")?.unwrap_or(query_heads),
+            vocab_size: match self.whole("llama.vocab_size")? {
+                Some(size) => size,
+                None => self.list("tokenizer.ggml.tokens")?.len(),
+            },
+            norm_epsilon: self.number("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
+            tied_embeddings: !self.content.tensor_infos.contains_key("output.weight"),
+            // The converter permutes the query and key rows of Llama models so that pairs are neighbours.
+            pairing: Pairing::Interleaved,
+            rope: self.rope(head_dim)?,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The rotary embedding: metadata, and the factor tensors of LongRoPE models.
+    fn rope(&self, head_dim: usize) -> Result<RopeConfig> {
+        let rotary_dim = self.whole("llama.rope.dimension_count")?.unwrap_or(head_dim);
+        let theta = self.number("llama.rope.freq_base")?.unwrap_or(10_000.0);
+        let max_length = self.required("llama.context_length")? as u64;
+        let original = self.whole("llama.rope.scaling.original_context_length")?;
+        let original_length = original.map_or(max_length, |length| length as u64);
+        let ratio = max_length as f64 / original_length.max(1) as f64;
+        let geometry = Geometry::new(head_dim, rotary_dim, theta, original_length)?;
+        let factors = |name: &str| self.get(name, &[rotary_dim / 2]).and_then(|t| Ok(t.to_vec1::<f32>()?));
+        let widened = |list: Vec<f32>| list.into_iter().map(f64::from).collect::<Vec<f64>>();
+        let kind = match self.value("llama.rope.scaling.type") {
+            None => "none",
+            Some(_) => self.text("llama.rope.scaling.type")?,
+        };
+        let factor = self.number("llama.rope.scaling.factor")?;
+        let attention_factor = self.number("llama.rope.scaling.attn_factor")?;
+        let scaling = if self.content.tensor_infos.contains_key("rope_factors_long.weight") {
+            Scaling::LongRope(LongRope {
+                short_factor: widened(factors("rope_factors_short.weight")?),
+                long_factor: widened(factors("rope_factors_long.weight")?),
+                factor: ratio,
+                attention_factor,
+                first_tokens: 0,
+            })
+        } else if self.content.tensor_infos.contains_key("rope_freqs.weight") {
+            // Llama 3: the file holds the divisors themselves, the same at every length.
+            let divisors = widened(factors("rope_freqs.weight")?);
+            Scaling::LongRope(LongRope {
+                short_factor: divisors.clone(),
+                long_factor: divisors,
+                factor: 1.0,
+                attention_factor: Some(1.0),
+                first_tokens: 0,
+            })
+        } else {
+            match kind {
+                "none" => Scaling::Default,
+                "linear" => Scaling::Linear { factor: factor.unwrap_or(ratio) },
+                "yarn" => Scaling::Yarn(Yarn { attention_factor, ..Yarn::new(factor.unwrap_or(ratio)) }),
+                other => bail!(
+                    "llama.rope.scaling.type: {other:?} is not supported; expected none, linear or yarn"
+                ),
+            }
+        };
+        Ok(RopeConfig::new(geometry, max_length, scaling)?)
+    }
+}
+
+impl Weights for GgufFile {
+    fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let name = gguf_name(name);
+        let context = || name.clone();
+        if let Some(info) = self.content.tensor_infos.get(&name) {
+            // Before reading: sizes that are wrong may be too large for memory.
+            check_shape(info.shape.dims(), shape).with_context(context)?;
+        }
+        let mut reader = self.reader.lock().map_err(|_| anyhow!("the reader is poisoned"))?;
+        let tensor = self.content.tensor(&mut *reader, &name, &Device::Cpu).with_context(context)?;
+        tensor.dequantize(&Device::Cpu).with_context(context)
+    }
+}
+
+/// GGUF's name of a weight.
+fn gguf_name(name: &str) -> String {
+    let Some((layer, rest)) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) else {
+        return match name {
+            "model.embed_tokens.weight" => "token_embd.weight",
+            "model.norm.weight" => "output_norm.weight",
+            "lm_head.weight" => "output.weight",
+            other => other,
+        }
+        .to_owned();
+    };
+    let rest = match rest.strip_suffix(".weight").unwrap_or(rest) {
+        "input_layernorm" => "attn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "post_attention_layernorm" => "ffn_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        other => other,
+    };
+    format!("blk.{layer}.{rest}.weight")
+}

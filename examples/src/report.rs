@@ -1,0 +1,158 @@
+//! What a search leaves behind: a table of perplexities, the history, the configuration.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use longrope::scaling::SetChoice;
+use longrope::search::Evaluation;
+
+use crate::methods::Method;
+use crate::model::Llama;
+use crate::perplexity::perplexity;
+use crate::text;
+
+/// Perplexities by method and length.
+pub struct Table {
+    /// Lengths in tokens, rising: the rows.
+    pub lengths: Vec<usize>,
+    /// The methods' names: the columns.
+    pub methods: Vec<String>,
+    /// `values[row][column]`.
+    pub values: Vec<Vec<f64>>,
+}
+
+/// The lengths of a table: the original one, doubled as long as it stays below `target`, and `target`.
+pub fn lengths(original: usize, target: usize) -> Vec<usize> {
+    let doubled = std::iter::successors(Some(original), |length| length.checked_mul(2));
+    doubled.take_while(|length| *length < target).chain([target]).collect()
+}
+
+/// Measures every method at every length, on `windows` windows each. `progress` is told how many of all cells are done.
+pub fn measure(
+    model: &Llama,
+    methods: &[Method],
+    (name, tokens): (&str, &[u32]),
+    windows: usize,
+    lengths: Vec<usize>,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<Table> {
+    let cells = lengths.len() * methods.len();
+    let mut values = Vec::new();
+    for (row, &length) in lengths.iter().enumerate() {
+        let windows = text::windows(name, tokens, length, windows)?;
+        let mut cell = |(column, method): (usize, &Method)| -> Result<f64> {
+            progress(row * methods.len() + column, cells);
+            let sets = method.rope.factor_sets(length as u64)?;
+            perplexity(model, &windows, &sets, SetChoice::ByLength(length as u64))
+        };
+        values.push(methods.iter().enumerate().map(&mut cell).collect::<Result<_>>()?);
+    }
+    let methods = methods.iter().map(|method| method.name.to_owned()).collect();
+    Ok(Table { lengths, methods, values })
+}
+
+impl Table {
+    /// Aligned for a terminal, the lowest of each row marked.
+    pub fn to_text(&self) -> String {
+        let mut text = format!("{:>9}", "length");
+        self.methods.iter().for_each(|method| write!(text, "{method:>12}").unwrap_or_default());
+        text.push('\n');
+        for (length, values) in self.lengths.iter().zip(&self.values) {
+            write!(text, "{length:>9}").unwrap_or_default();
+            let lowest = values.iter().copied().fold(f64::INFINITY, f64::min);
+            for value in values {
+                let mark = if *value == lowest { '*' } else { ' ' };
+                write!(text, "{:>11}{mark}", short(*value)).unwrap_or_default();
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    /// `length,method,perplexity`, a row per value.
+    pub fn to_csv(&self) -> String {
+        let mut csv = "length,method,perplexity\n".to_owned();
+        for (length, values) in self.lengths.iter().zip(&self.values) {
+            for (method, value) in self.methods.iter().zip(values) {
+                writeln!(csv, "{length},{method},{value}").unwrap_or_default();
+            }
+        }
+        csv
+    }
+}
+
+fn short(value: f64) -> String {
+    match value < 1000.0 {
+        true => format!("{value:.3}"),
+        false => format!("{value:.0}"),
+    }
+}
+
+/// The history of a search: a row per evaluation, in their order.
+pub fn history_csv(history: &[Evaluation]) -> String {
+    let pairs = history.first().map_or(0, |evaluation| evaluation.candidate.factors.len());
+    let mut csv = "evaluation,iteration,perplexity,best,n_hat".to_owned();
+    (0..pairs).for_each(|i| write!(csv, ",lambda_{i}").unwrap_or_default());
+    csv.push('\n');
+    let mut best = f64::INFINITY;
+    for (number, evaluation) in history.iter().enumerate() {
+        best = best.min(evaluation.value);
+        let candidate = &evaluation.candidate;
+        write!(
+            csv,
+            "{},{},{},{best},{}",
+            number + 1,
+            evaluation.iteration,
+            evaluation.value,
+            candidate.first_tokens
+        )
+        .unwrap_or_default();
+        candidate.factors.iter().for_each(|factor| write!(csv, ",{factor}").unwrap_or_default());
+        csv.push('\n');
+    }
+    csv
+}
+
+/// An error and its causes in one line. Candle's own errors may hold a backtrace, and repeat the path.
+pub fn error_line(error: &anyhow::Error) -> String {
+    fn bare(error: &candle_core::Error) -> &candle_core::Error {
+        match error {
+            candle_core::Error::WithBacktrace { inner, .. } | candle_core::Error::WithPath { inner, .. } => {
+                bare(inner)
+            }
+            other => other,
+        }
+    }
+    let causes = error.chain().map(|cause| match cause.downcast_ref() {
+        Some(error) => bare(error).to_string(),
+        None => cause.to_string(),
+    });
+    causes.collect::<Vec<_>>().join(": ").lines().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_double_up_to_the_target() {
+        assert_eq!(lengths(256, 2048), [256, 512, 1024, 2048]);
+        assert_eq!(lengths(256, 1500), [256, 512, 1024, 1500]);
+        assert_eq!(lengths(256, 256), [256]);
+    }
+
+    #[test]
+    fn a_table_marks_the_lowest_of_each_row() {
+        let table = Table {
+            lengths: vec![256, 512],
+            methods: vec!["none".into(), "PI".into()],
+            values: vec![vec![3.25, 4.5], vec![12345.6, 5.0]],
+        };
+        let text = table.to_text();
+        assert!(text.contains("3.250*") && text.contains("5.000*") && text.contains("12346 "), "{text}");
+        assert_eq!(
+            table.to_csv(),
+            "length,method,perplexity\n256,none,3.25\n256,PI,4.5\n512,none,12345.6\n512,PI,5\n"
+        );
+    }
+}

@@ -1,0 +1,171 @@
+//! What each flag changes, on searches of a few evaluations.
+
+use std::fs;
+use std::sync::LazyLock;
+
+use longrope::scaling::{RopeConfig, Scaling};
+use serde_json::Value;
+
+use super::command::{Finished, Flags, data};
+use super::tiny_gguf::Gguf;
+
+static QUICK: LazyLock<Finished> = LazyLock::new(|| Flags::quick().finish());
+
+/// The lengths of the rows of perplexity.csv.
+fn lengths(run: &Finished) -> Vec<usize> {
+    let mut lengths: Vec<usize> = run.table().iter().map(|cell| cell.0).collect();
+    lengths.dedup();
+    lengths
+}
+
+#[test]
+fn the_same_flags_give_the_same_bytes() {
+    let again = Flags::quick().with("--seed", "0").finish();
+    assert_eq!(QUICK.results(), again.results());
+    assert_eq!(QUICK.files["checkpoint.json"], again.files["checkpoint.json"]);
+}
+
+#[test]
+fn another_seed_gives_other_factors() {
+    let other = Flags::quick().with("--seed", "1").finish();
+    assert_ne!(QUICK.files["rope_scaling.json"], other.files["rope_scaling.json"]);
+    let (a, b) = (QUICK.history(), other.history());
+    assert_eq!(a.len(), b.len());
+    // The three seeds of the population are no matter of chance; all that comes after them is.
+    assert_eq!(a[..3], b[..3]);
+    assert!(a[3..].iter().all(|row| b[3..].iter().all(|other| row.factors != other.factors)));
+}
+
+#[test]
+fn another_text_is_searched_by_its_first_half_and_measured_by_its_second() {
+    let whole = data("texts/state-of-the-union-eval.txt");
+    let other = Flags::quick().with("--text", &whole).finish();
+    let cells = QUICK.table().into_iter().zip(other.table());
+    for (a, b) in cells {
+        assert_eq!((a.0, &a.1), (b.0, &b.1));
+        assert!((a.2 / b.2 - 1.0).abs() > 1e-3, "{a:?} on either text");
+    }
+    assert!(other.stdout.contains("the second half of "), "{}", other.stdout);
+
+    // The same halves as two files; a cut within a character would change both.
+    let text = fs::read_to_string(&whole).unwrap();
+    let (first, second) = text.split_at_checked(text.len() / 2).expect("a whole character");
+    let dir = tempfile::tempdir().unwrap();
+    let paths = ["first.txt", "second.txt"].map(|name| dir.path().join(name));
+    fs::write(&paths[0], first).unwrap();
+    fs::write(&paths[1], second).unwrap();
+    let halves = Flags::quick().with("--text", &paths[0]).with("--eval-text", &paths[1]).finish();
+    assert_eq!(other.results(), halves.results());
+}
+
+#[test]
+fn the_eval_text_changes_the_table_and_not_the_search() {
+    let text = data("texts/moby-dick-search.txt");
+    let same = Flags::quick().with("--text", &text).with("--eval-text", data("texts/moby-dick-eval.txt"));
+    assert_eq!(same.finish().results(), QUICK.results());
+    let other =
+        Flags::quick().with("--text", &text).with("--eval-text", data("texts/state-of-the-union-eval.txt"));
+    let other = other.finish();
+    assert_eq!(other.files["history.csv"], QUICK.files["history.csv"]);
+    assert_eq!(other.files["rope_scaling.json"], QUICK.files["rope_scaling.json"]);
+    assert_ne!(other.files["perplexity.csv"], QUICK.files["perplexity.csv"]);
+    assert!(other.stdout.contains("Perplexity on state-of-the-union-eval.txt"), "{}", other.stdout);
+}
+
+#[test]
+fn the_length_shows_in_the_table_the_configuration_and_the_bounds() {
+    assert_eq!(lengths(&QUICK), [256, 512]);
+    let run = Flags::quick().with("--length", "700").finish();
+    assert_eq!(lengths(&run), [256, 512, 700]);
+    let json: Value = serde_json::from_str(&run.files["rope_scaling.json"]).unwrap();
+    assert_eq!(json["max_position_embeddings"], 700);
+    assert_eq!(json["rope_scaling"]["original_max_position_embeddings"], 256);
+    let config = RopeConfig::from_hf(&json).unwrap();
+    let Scaling::LongRope(longrope) = config.scaling() else { panic!("{config:?}") };
+    assert_eq!(longrope.factor, 700.0 / 256.0);
+    // The first candidate is position interpolation by the quotient of the lengths.
+    assert_eq!(run.history()[0].factors, [700.0 / 256.0; 32]);
+    assert!(run.stderr.contains("for 700 tokens"), "{}", run.stderr);
+}
+
+#[test]
+fn the_first_tokens_are_searched_only_where_asked_for() {
+    assert!(QUICK.history().iter().all(|row| row.first_tokens == 0));
+    let json = |run: &Finished| -> Value { serde_json::from_str(&run.files["rope_scaling.json"]).unwrap() };
+    assert!(!QUICK.files["rope_scaling.json"].contains("n_hat"));
+    assert!(!QUICK.stdout.contains("n_hat"), "{}", QUICK.stdout);
+
+    // The best of a search need not leave tokens alone, but that of one of a few seeds does.
+    let runs: Vec<Finished> = (0..6)
+        .map(|seed| {
+            let flags = Flags::quick().switch("--first-tokens").with("--seed", seed.to_string());
+            flags.with("--length", "300").finish()
+        })
+        .collect();
+    for run in &runs {
+        let history = run.history();
+        assert!(history.iter().any(|row| row.first_tokens > 0), "{}", run.files["history.csv"]);
+        let best = history.iter().min_by(|a, b| a.perplexity.total_cmp(&b.perplexity)).unwrap();
+        let config = RopeConfig::from_hf(&json(run)).unwrap();
+        assert_eq!(config.first_tokens(), best.first_tokens);
+        assert_eq!(run.stdout.contains("`n_hat`"), best.first_tokens > 0, "{}", run.stdout);
+        assert_eq!(json(run)["rope_scaling"].get("n_hat").is_some(), best.first_tokens > 0);
+    }
+    assert!(runs.iter().any(|run| run.stdout.contains("`n_hat`")), "no seed shows it");
+}
+
+#[test]
+fn a_model_at_a_path_is_the_one_that_is_searched() {
+    let same = Flags::quick().with("--model", data("models/tiny")).finish();
+    assert_eq!(same.results(), QUICK.results());
+
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["model.safetensors", "tokenizer.json"] {
+        fs::copy(data("models/tiny").join(file), dir.path().join(file)).unwrap();
+    }
+    let config = fs::read_to_string(data("models/tiny/config.json")).unwrap();
+    let shorter = config.replace("\"max_position_embeddings\": 256", "\"max_position_embeddings\": 128");
+    assert_ne!(config, shorter);
+    fs::write(dir.path().join("config.json"), shorter).unwrap();
+    let shorter = Flags::quick().with("--model", dir.path()).with("--length", "300").finish();
+    assert_eq!(lengths(&shorter), [128, 256, 300]);
+    let name = dir.path().to_str().unwrap();
+    assert!(
+        shorter.stderr.starts_with(&format!("{name} (3.0 M parameters, context 128)")),
+        "{}",
+        shorter.stderr
+    );
+}
+
+#[test]
+fn a_gguf_file_gives_the_perplexities_of_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = Flags::quick().with("--model", Gguf::tiny().write(dir.path())).finish();
+    // The first population depends on the random stream alone.
+    for (found, expected) in run.history().iter().zip(QUICK.history()).take(6) {
+        assert_eq!(found.factors, expected.factors);
+        let (found, expected) = (found.perplexity, expected.perplexity);
+        assert!((found / expected - 1.0).abs() < 1e-4, "{found} is not {expected}");
+    }
+}
+
+#[test]
+fn the_numbers_of_windows_and_candidates_are_those_asked_for() {
+    let more = Flags::quick().with("--windows", "2").with("--eval-windows", "3").finish();
+    assert_eq!(more.history()[0].factors, QUICK.history()[0].factors);
+    assert_ne!(more.history()[0].perplexity, QUICK.history()[0].perplexity);
+    assert_ne!(more.perplexity(512, "none"), QUICK.perplexity(512, "none"));
+    assert!(more.stdout.contains("(3 windows a length;"), "{}", more.stdout);
+
+    let per_iteration = |population: &str, iterations: &str, offspring: &str| {
+        let flags = Flags::quick().with("--length", "300").with("--population", population);
+        let run = flags.with("--iterations", iterations).with("--offspring", offspring).finish();
+        let history = run.history();
+        let last = history.last().unwrap().iteration;
+        (0..=last).map(|i| history.iter().filter(|row| row.iteration == i).count()).collect::<Vec<_>>()
+    };
+    // As many mutants as crossovers.
+    assert_eq!(per_iteration("6", "2", "2"), [6, 4, 4]);
+    assert_eq!(per_iteration("4", "3", "1"), [4, 2, 2, 2]);
+    assert_eq!(per_iteration("5", "0", "1"), [5]);
+}

@@ -1,0 +1,31 @@
+//! What an operation answers when it can't run.
+
+use std::fmt::Display;
+
+use crate::scaling::ConfigError;
+
+/// Why an operation did not run. Nothing was written.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument is out of range, or does not fit the others.
+    #[error("{argument}: {found} is not valid; expected {expected}")]
+    Argument {
+        /// Which argument.
+        argument: String,
+        /// The value found.
+        found: String,
+        /// What would be right.
+        expected: String,
+    },
+    /// A rotary configuration that can't be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+impl Error {
+    /// An [`Error::Argument`].
+    pub fn argument(argument: impl Into<String>, found: impl Display, expected: impl Into<String>) -> Self {
+        Self::Argument { argument: argument.into(), found: found.to_string(), expected: expected.into() }
+    }
+}

@@ -1,0 +1,280 @@
+//! The search itself: which candidate is next, given the values of those before it.
+
+use std::collections::{HashSet, VecDeque};
+use std::ops::ControlFlow;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::candidate::{Candidate, Evaluation, Key, rank};
+use super::error::SearchError;
+use super::operators::Breeder;
+use super::settings::Settings;
+use super::space::Space;
+
+/// What the search minimises: for LongRoPE, the perplexity of a model on long documents under a candidate's factors.
+///
+/// Every `FnMut(&Candidate) -> Result<f64, E>` is one.
+pub trait Objective {
+    /// Why a candidate could not be evaluated.
+    type Error;
+
+    /// The value of `candidate`: lower is better. NaN and infinite values rank behind all finite ones.
+    ///
+    /// # Errors
+    /// Ends [`Search::run`]; the candidate still waits, and a later run begins with it.
+    fn evaluate(&mut self, candidate: &Candidate) -> Result<f64, Self::Error>;
+}
+
+impl<F, E> Objective for F
+where
+    F: FnMut(&Candidate) -> Result<f64, E>,
+{
+    type Error = E;
+
+    fn evaluate(&mut self, candidate: &Candidate) -> Result<f64, E> {
+        self(candidate)
+    }
+}
+
+/// How a [`Search::run`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every planned candidate was evaluated, or nothing new could be made.
+    Finished,
+    /// The observer stopped it. A later run goes on.
+    Stopped,
+}
+
+/// An evolutionary search (arXiv 2402.13753, Algorithm 1), which can be left and taken up between any two evaluations.
+///
+/// Drive it by [`Search::run`], or by hand: [`Search::ask`] for a candidate and [`Search::tell`] its value, until there
+/// is none.
+#[derive(Debug, Clone)]
+pub struct Search {
+    pub(super) settings: Settings,
+    pub(super) scale: f64,
+    pub(super) seeds: Vec<Candidate>,
+    pub(super) space: Space,
+    pub(super) rng: ChaCha8Rng,
+    /// Every candidate made so far, evaluated or not: nothing is evaluated twice.
+    pub(super) known: HashSet<Key>,
+    pub(super) history: Vec<Evaluation>,
+    /// Made in `iteration` and not yet evaluated. Empty once the search is finished.
+    pub(super) pending: VecDeque<Candidate>,
+    pub(super) iteration: usize,
+    /// Index in `history` of the best finite value.
+    pub(super) best: Option<usize>,
+}
+
+impl Search {
+    /// A search for factors that extend the context by `scale` (target length / original length), whose initial
+    /// population is `seeds` (without repetitions) and mutants of them. [`paper_seeds`](super::paper_seeds) makes the
+    /// paper's.
+    ///
+    /// # Errors
+    /// [`SearchError::Invalid`] where the settings are not valid, `scale` is below 1 or not finite, or a seed is
+    /// missing, out of range or decreasing.
+    pub fn new(settings: Settings, scale: f64, seeds: Vec<Candidate>) -> Result<Self, SearchError> {
+        let mut search = Self::unpopulated(settings, scale, seeds)?;
+        search.populate();
+        Ok(search)
+    }
+
+    /// A search with its arguments checked and nothing made yet.
+    pub(super) fn unpopulated(
+        settings: Settings,
+        scale: f64,
+        seeds: Vec<Candidate>,
+    ) -> Result<Self, SearchError> {
+        settings.validate()?;
+        let pairs = seeds.first().map_or(0, |seed| seed.factors.len());
+        if pairs == 0 {
+            let found = match seeds.is_empty() {
+                true => "no seed",
+                false => "seeds[0] without factors",
+            };
+            let expected = "at least one candidate, with a factor for each pair";
+            return Err(SearchError::invalid("seeds", found, expected));
+        }
+        if seeds.len() > settings.population {
+            return Err(SearchError::invalid(
+                "seeds",
+                format!("{} seeds", seeds.len()),
+                format!("at most population ({})", settings.population),
+            ));
+        }
+        let space = Space::new(&settings, scale, pairs)?;
+        for (index, seed) in seeds.iter().enumerate() {
+            space.check(seed, &format!("seeds[{index}]"))?;
+        }
+        Ok(Self {
+            rng: ChaCha8Rng::seed_from_u64(settings.seed),
+            settings,
+            scale,
+            seeds,
+            space,
+            known: HashSet::new(),
+            history: Vec::new(),
+            pending: VecDeque::new(),
+            iteration: 0,
+            best: None,
+        })
+    }
+
+    /// The candidate to evaluate next, or `None` once the search is finished. Asking again gives the same.
+    pub fn ask(&self) -> Option<&Candidate> {
+        self.pending.front()
+    }
+
+    /// The candidates that are made and not yet evaluated, in the order in which [`Search::tell`] takes their values.
+    /// None depends on another's value, so they may be evaluated in parallel.
+    pub fn pending(&self) -> impl ExactSizeIterator<Item = &Candidate> {
+        self.pending.iter()
+    }
+
+    /// Takes the value of the candidate that [`Search::ask`] gives.
+    ///
+    /// # Errors
+    /// [`SearchError::Finished`] where there is none.
+    pub fn tell(&mut self, value: f64) -> Result<(), SearchError> {
+        let candidate = self.pending.pop_front().ok_or(SearchError::Finished)?;
+        self.record(Evaluation { candidate, value, iteration: self.iteration });
+        if self.pending.is_empty() && self.iteration < self.settings.iterations {
+            self.breed();
+        }
+        Ok(())
+    }
+
+    /// Evaluates candidates until the search is finished or `observer`, called after each evaluation, breaks. The
+    /// newest evaluation is the last of [`Search::history`].
+    ///
+    /// # Errors
+    /// The objective's. Nothing is lost: the candidate that failed still waits, and another run goes on with it.
+    pub fn run<O: Objective>(
+        &mut self,
+        objective: &mut O,
+        mut observer: impl FnMut(&Self) -> ControlFlow<()>,
+    ) -> Result<Outcome, O::Error> {
+        while let Some(candidate) = self.ask() {
+            let value = objective.evaluate(candidate)?;
+            if self.tell(value).is_ok() && observer(self).is_break() {
+                return Ok(Outcome::Stopped);
+            }
+        }
+        Ok(Outcome::Finished)
+    }
+
+    /// Every evaluation, in the order in which they were made.
+    pub fn history(&self) -> &[Evaluation] {
+        &self.history
+    }
+
+    /// The evaluation with the lowest finite value, the earliest of equals.
+    pub fn best(&self) -> Option<&Evaluation> {
+        self.best.map(|index| &self.history[index])
+    }
+
+    /// The number of evaluations made.
+    pub fn evaluations(&self) -> usize {
+        self.history.len()
+    }
+
+    /// The number of evaluations at the end, if every coming generation is full: an upper bound, which is exact once the
+    /// search is finished.
+    pub fn planned_evaluations(&self) -> usize {
+        let known = self.history.len() + self.pending.len();
+        if self.pending.is_empty() {
+            return known;
+        }
+        let generation = self.settings.mutations + self.settings.crossovers;
+        known + (self.settings.iterations - self.iteration) * generation
+    }
+
+    /// The iteration of the candidates that wait: 0 for the initial population, then from 1.
+    pub fn iteration(&self) -> usize {
+        self.iteration
+    }
+
+    /// Whether no candidate waits any more.
+    pub fn is_finished(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// The hyper-parameters.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Target length / original length.
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// Appends to the history and keeps the best.
+    pub(super) fn record(&mut self, evaluation: Evaluation) {
+        let best = self.best().map_or(f64::INFINITY, |best| best.value);
+        if rank(evaluation.value, best).is_lt() {
+            self.best = Some(self.history.len());
+        }
+        self.history.push(evaluation);
+    }
+
+    /// Makes the initial population.
+    fn populate(&mut self) {
+        for seed in &self.seeds {
+            if self.known.insert(seed.key()) {
+                self.pending.push_back(seed.clone());
+            }
+        }
+        let mut breeder = Breeder {
+            space: &self.space,
+            mutation_probability: self.settings.mutation_probability,
+            rng: &mut self.rng,
+            known: &mut self.known,
+        };
+        while self.pending.len() < self.settings.population {
+            let parent = breeder.choose(&self.seeds);
+            let Some(mutant) = breeder.mutant(parent) else {
+                break;
+            };
+            self.pending.push_back(mutant);
+        }
+    }
+
+    /// Makes the next generation: mutants and crossovers of the best so far. The paper ranks the last population, which
+    /// contains the parents before it, and so comes to the same best.
+    fn breed(&mut self) {
+        let mut order: Vec<&Evaluation> = self.history.iter().collect();
+        order.sort_by(|a, b| rank(a.value, b.value));
+        order.truncate(self.settings.parents);
+        let mut breeder = Breeder {
+            space: &self.space,
+            mutation_probability: self.settings.mutation_probability,
+            rng: &mut self.rng,
+            known: &mut self.known,
+        };
+        for _ in 0..self.settings.mutations {
+            let parent = &breeder.choose(&order).candidate;
+            let Some(mutant) = breeder.mutant(parent) else {
+                break;
+            };
+            self.pending.push_back(mutant);
+        }
+        for _ in 0..self.settings.crossovers {
+            let child = if order.len() < 2 {
+                breeder.mutant(&order[0].candidate)
+            } else {
+                let (better, other) = breeder.choose_two(order.len());
+                breeder.crossover(&order[better].candidate, &order[other].candidate)
+            };
+            let Some(child) = child else {
+                break;
+            };
+            self.pending.push_back(child);
+        }
+        if !self.pending.is_empty() {
+            self.iteration += 1;
+        }
+    }
+}

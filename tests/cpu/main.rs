@@ -1,0 +1,6 @@
+//! The CPU form against the f64 reference, on random problems.
+
+mod arguments;
+mod attention;
+mod random;
+mod rotary;

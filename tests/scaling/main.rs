@@ -1,0 +1,7 @@
+//! The scaling mathematics against transformers, published factor sets, and the specification's closed forms.
+
+mod golden;
+mod hf_config;
+mod methods;
+mod published;
+mod steps;

@@ -1,0 +1,63 @@
+//! The evolutionary search, by its public interface.
+
+mod arguments;
+mod properties;
+mod quality;
+mod resume;
+mod stepwise;
+
+use std::convert::Infallible;
+use std::ops::ControlFlow;
+
+use longrope::scaling::Geometry;
+use longrope::search::{Candidate, Outcome, Search, Settings, paper_seeds};
+
+/// The paper's settings without the gene of the first tokens.
+fn factors_only() -> Settings {
+    Settings { first_tokens: vec![0], ..Settings::default() }
+}
+
+/// Settings whose search takes 12 + 5 * 7 = 47 evaluations.
+fn small() -> Settings {
+    Settings { population: 12, mutations: 4, crossovers: 3, parents: 5, iterations: 5, ..Settings::default() }
+}
+
+/// The paper's seeds for a model of `pairs` pairs.
+fn seeds(pairs: usize, scale: f64) -> Vec<Candidate> {
+    let geometry = Geometry::new(2 * pairs, 2 * pairs, 1e4, 4096).unwrap();
+    paper_seeds(&geometry, scale)
+}
+
+fn candidate(factors: &[f64], first_tokens: u64) -> Candidate {
+    Candidate { factors: factors.to_vec(), first_tokens }
+}
+
+/// A separable objective: the sum of squared relative distances from `wanted`, and a penalty for other than 8 first
+/// tokens.
+fn distance(wanted: &[f64], candidate: &Candidate) -> f64 {
+    assert_eq!(wanted.len(), candidate.factors.len());
+    let factors = candidate.factors.iter().zip(wanted);
+    let relative = factors.map(|(factor, wanted)| factor / wanted - 1.0);
+    relative.map(|relative| relative * relative).sum::<f64>()
+        + 0.01 * (candidate.first_tokens as f64 - 8.0).abs()
+}
+
+/// A logistic rise from 1 to somewhat more than `scale`: what a search on a model finds looks like this.
+fn logistic_rise(pairs: usize, scale: f64) -> Vec<f64> {
+    (0..pairs)
+        .map(|pair| {
+            let share = pair as f64 / pairs as f64;
+            1.0 + (1.1 * scale - 1.0) / (1.0 + (16.0 * (0.6 - share)).exp())
+        })
+        .collect()
+}
+
+/// Runs `search` to its end on [`distance`] from `wanted`.
+fn finish(search: &mut Search, wanted: &[f64]) {
+    let outcome = search
+        .run(&mut |candidate: &Candidate| Ok::<_, Infallible>(distance(wanted, candidate)), |_| {
+            ControlFlow::Continue(())
+        });
+    assert_eq!(outcome, Ok(Outcome::Finished));
+    assert!(search.is_finished());
+}
