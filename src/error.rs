@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use crate::device::DeviceError;
 use crate::scaling::ConfigError;
 
 /// Why an operation did not run. Nothing was written.
@@ -18,6 +19,9 @@ pub enum Error {
         /// What would be right.
         expected: String,
     },
+    /// No GPU that this library can use, or an error of its driver.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A rotary configuration that can't be used.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -7,11 +7,11 @@ use crate::model::LlamaConfig;
 /// Bytes that evaluating sequences of `length` tokens needs, roughly: weights and the activations of one layer, f32.
 pub fn required(config: &LlamaConfig, length: usize) -> u64 {
     let heads = config.head_dim() * (2 * config.query_heads + 2 * config.key_heads);
-    // residual, its norm and the sum being formed; gate, up and their product
+    // residual, its norm and the sum being formed; gate, up and their product; a quarter more for what allocators keep
     let token = 3 * config.hidden_size + 2 * heads + 3 * config.intermediate_size;
     let logits = crate::model::Llama::LOGIT_ROWS.min(length) * config.vocab_size;
     let numbers = (token as u64).saturating_mul(length as u64).saturating_add(logits as u64);
-    numbers.saturating_add(config.parameters() as u64).saturating_mul(4)
+    numbers.saturating_add(config.parameters() as u64).saturating_mul(5) // 4 bytes each, and a quarter
 }
 
 /// Fails if `bytes` exceed what the machine has available. `available` is asked of the system; where it does not tell,

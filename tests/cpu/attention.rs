@@ -5,7 +5,8 @@ use longrope::descriptor::{Attention, Layout};
 use longrope::reference::{self, Output};
 use proptest::prelude::*;
 
-use crate::random::{POISON, index, indices, is_poison, order, place, values};
+use crate::poison::{POISON, is_poison};
+use crate::random::{index, indices, order, place, values};
 
 #[derive(Debug, Clone)]
 struct Problem {

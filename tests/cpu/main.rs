@@ -2,5 +2,6 @@
 
 mod arguments;
 mod attention;
+mod poison;
 mod random;
 mod rotary;

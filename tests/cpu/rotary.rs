@@ -6,7 +6,8 @@ use longrope::reference;
 use longrope::scaling::{FactorSet, FactorSets, SetChoice};
 use proptest::prelude::*;
 
-use crate::random::{POISON, indices, is_poison, order, place, values};
+use crate::poison::{POISON, is_poison};
+use crate::random::{indices, order, place, values};
 
 /// A rotation problem: everything but the layouts.
 #[derive(Debug, Clone)]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{Device, Tensor};
 use longrope::descriptor::Pairing;
-use longrope::scaling::{Geometry, LongRope, RopeConfig, Scaling, Yarn};
+use longrope::scaling::{Geometry, LongRope, RopeConfig, Scaling, Yarn, rescale};
 
 use super::config::LlamaConfig;
 use super::weights::{Weights, check_shape};
@@ -146,7 +146,12 @@ impl GgufFile {
             match kind {
                 "none" => Scaling::Default,
                 "linear" => Scaling::Linear { factor: factor.unwrap_or(ratio) },
-                "yarn" => Scaling::Yarn(Yarn { attention_factor, ..Yarn::new(factor.unwrap_or(ratio)) }),
+                "yarn" => {
+                    // ggml multiplies the file's factor with the one it computes itself.
+                    let scale = factor.unwrap_or(ratio);
+                    let gain = |by| by * rescale::yarn_attention_factor(scale, 1.0);
+                    Scaling::Yarn(Yarn { attention_factor: attention_factor.map(gain), ..Yarn::new(scale) })
+                }
                 other => bail!(
                     "llama.rope.scaling.type: {other:?} is not supported; expected none, linear or yarn"
                 ),

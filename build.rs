@@ -1,0 +1,81 @@
+//! Compiles each `cuda/*.cu` to a fat binary and has it embedded; builds without them where there is no compiler.
+//!
+//! In this order: images that `LONGROPE_IMAGE_DIR` names; nvcc from `NVCC`, `CUDA_HOME` or `CUDA_PATH`, `PATH`, the usual
+//! folder, or `.cuda/` where `scripts/install-cuda` puts it; none. Without images every launch returns a clear error.
+//! `LONGROPE_REQUIRE_CUDA=1` makes that an error of the build. The GPUs of the building machine are never looked at.
+
+#[path = "build/nvcc.rs"]
+mod nvcc;
+#[path = "build/ptxas.rs"]
+mod ptxas;
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+/// The families of kernels: `cuda/NAME.cu` each.
+const FAMILIES: [&str; 1] = ["rotary"];
+
+fn main() {
+    for variable in ["LONGROPE_IMAGE_DIR", "LONGROPE_REQUIRE_CUDA", "NVCC", "CUDA_HOME", "CUDA_PATH"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    println!("cargo::rerun-if-changed=cuda");
+    println!("cargo::rerun-if-changed=build");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    match images(&root, &out) {
+        Ok(images) => write_table(&out, &images),
+        Err(reason) => {
+            let required = env::var("LONGROPE_REQUIRE_CUDA").is_ok_and(|value| value == "1");
+            assert!(!required, "LONGROPE_REQUIRE_CUDA=1, but {reason}");
+            if env::var_os("DOCS_RS").is_none() {
+                println!("cargo::warning=built without device code: {reason}; launches will return an error");
+            }
+            write_table(&out, &[]);
+        }
+    }
+}
+
+/// The image of each family, or why there are none.
+fn images(root: &Path, out: &Path) -> Result<Vec<(&'static str, PathBuf)>, String> {
+    if let Some(folder) = env::var_os("LONGROPE_IMAGE_DIR") {
+        let folder = PathBuf::from(folder);
+        return FAMILIES
+            .iter()
+            .map(|family| {
+                let image = folder.join(format!("{family}.fatbin"));
+                println!("cargo::rerun-if-changed={}", image.display());
+                match image.is_file() {
+                    true => Ok((*family, image)),
+                    false => panic!("LONGROPE_IMAGE_DIR: {} is not there", image.display()),
+                }
+            })
+            .collect();
+    }
+    if env::var_os("DOCS_RS").is_some() || !root.join("cuda").is_dir() {
+        return Err("device code is not built for documentation".to_owned());
+    }
+    let nvcc = nvcc::find(root)?;
+    FAMILIES
+        .iter()
+        .map(|family| {
+            let image = out.join(format!("{family}.fatbin"));
+            let report = nvcc::compile(&nvcc, &root.join(format!("cuda/{family}.cu")), &image)
+                .unwrap_or_else(|error| panic!("{error}"));
+            let problems = ptxas::problems(&report);
+            assert!(problems.is_empty(), "cuda/{family}.cu:\n{}", problems.join("\n"));
+            Ok((*family, image))
+        })
+        .collect()
+}
+
+/// Writes the table that `src/device/image.rs` includes.
+fn write_table(out: &Path, images: &[(&str, PathBuf)]) {
+    let mut table = "&[\n".to_owned();
+    for (family, image) in images {
+        let image = image.display().to_string();
+        table += &format!("    ({family:?}, &Aligned(*include_bytes!({image:?})).0),\n");
+    }
+    table += "]\n";
+    fs::write(out.join("images.rs"), table).expect("OUT_DIR can be written");
+}

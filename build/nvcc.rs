@@ -1,0 +1,50 @@
+//! Finding and running the CUDA compiler.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+/// Machine code for Hopper and Ampere, and PTX that the driver compiles for what is newer.
+const TARGETS: [&str; 3] =
+    ["arch=compute_90a,code=sm_90a", "arch=compute_80,code=sm_80", "arch=compute_80,code=compute_80"];
+
+/// The compiler, or where it was looked for.
+pub fn find(root: &Path) -> Result<PathBuf, String> {
+    if let Some(nvcc) = env::var_os("NVCC") {
+        let nvcc = PathBuf::from(nvcc);
+        return match nvcc.is_file() {
+            true => Ok(nvcc),
+            false => Err(format!("NVCC names {}, which is not there", nvcc.display())),
+        };
+    }
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(PathBuf::from);
+    let paths = env::var_os("PATH").unwrap_or_default();
+    let folders = homes
+        .map(|home| home.join("bin"))
+        .chain(env::split_paths(&paths))
+        .chain([PathBuf::from("/usr/local/cuda/bin"), root.join(".cuda/bin")]);
+    let found = folders.map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file());
+    found.ok_or_else(|| {
+        "nvcc was not found by NVCC, CUDA_HOME, CUDA_PATH or PATH, nor in /usr/local/cuda or .cuda \
+         (scripts/install-cuda puts it there)"
+            .to_owned()
+    })
+}
+
+/// Compiles a source to a fat binary and returns the compiler's report.
+pub fn compile(nvcc: &Path, source: &Path, image: &Path) -> Result<String, String> {
+    let mut command = Command::new(nvcc);
+    command.args(["--fatbin", "-std=c++17", "-O3", "-lineinfo", "--compress-mode=size", "-Xptxas=-v"]);
+    for target in TARGETS {
+        command.args(["-gencode", target]);
+    }
+    command.arg(source).arg("-o").arg(image);
+    let output = command.output().map_err(|error| format!("{}: {error}", nvcc.display()))?;
+    let report = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !output.status.success() {
+        return Err(format!("{} failed on {}:\n{report}", nvcc.display(), source.display()));
+    }
+    let report_file = image.with_extension("ptxas.txt");
+    fs::write(&report_file, &report).map_err(|error| format!("{}: {error}", report_file.display()))?;
+    Ok(report)
+}

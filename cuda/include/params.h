@@ -1,0 +1,109 @@
+/* The parameter block of every kernel: the one definition. Rust reads it through bindgen (src/device/params.rs, made by
+ * scripts/generate-params), so it is plain C without pointers to anything but device memory.
+ *
+ * All lengths, strides and offsets are in elements and 64 bits wide.
+ */
+#ifndef LONGROPE_PARAMS_H
+#define LONGROPE_PARAMS_H
+
+#include <stdint.h>
+
+/* Pairs of a head dimension of 256. */
+#define LONGROPE_MAX_PAIRS 128
+
+/* One set of factors. */
+typedef struct longrope_factor_set {
+    /* Exact: the step of each pair in 2^-64 turns a token. Parity: the bits of the f32 inverse frequency, zero-extended. */
+    uint64_t step[LONGROPE_MAX_PAIRS];
+    /* Multiplies cosine and sine (the attention factor). */
+    double gain;
+} longrope_factor_set;
+
+/* The sets that a kernel chooses from, by position and by sequence. */
+typedef struct longrope_factor_sets {
+    longrope_factor_set plain_set;
+    longrope_factor_set short_set;
+    longrope_factor_set long_set;
+    /* A sequence longer than this takes the long set (L0). */
+    int64_t original_length;
+    /* Positions below this take the plain set (n_hat); 0: none does. */
+    int64_t first_tokens;
+} longrope_factor_sets;
+
+/* How a token's position is found. */
+enum longrope_position_kind {
+    /* `position_offset` plus the token's index in its sequence. */
+    LONGROPE_POSITION_OFFSET = 0,
+    /* As before, plus the int64 at `positions`. */
+    LONGROPE_POSITION_DEVICE_OFFSET = 1,
+    /* As before, plus the int64 at `positions[sequence]`. */
+    LONGROPE_POSITION_PER_SEQUENCE = 2,
+    /* The int64 at `positions[sequence * length + token]`. */
+    LONGROPE_POSITION_PER_TOKEN = 3,
+    /* The int32 at `positions[sequence * length + token]`. */
+    LONGROPE_POSITION_PER_TOKEN_32 = 4
+};
+
+/* How a sequence's set is chosen. */
+enum longrope_choice_kind {
+    LONGROPE_CHOICE_SHORT = 0,
+    LONGROPE_CHOICE_LONG = 1,
+    /* Long if the int64 at `choices[sequence]`, the sequence's whole length, exceeds L0. */
+    LONGROPE_CHOICE_BY_LENGTH = 2,
+    /* The int32 at `choices[sequence]`: 0 short, 1 long. Anything else is a bad entry. */
+    LONGROPE_CHOICE_BY_INDEX = 3
+};
+
+/* Bits of the caller's status word. */
+enum longrope_device_status {
+    /* A set index was neither 0 nor 1. The tokens of that sequence were not written. */
+    LONGROPE_DEVICE_BAD_CHOICE = 1
+};
+
+/* A tensor to rotate: [batch, length, heads, head_dim]. */
+typedef struct longrope_rotary_tensor {
+    const void *in;
+    void *out;
+    /* Strides of batch, length, heads and head dimension. */
+    int64_t in_stride[4];
+    int64_t out_stride[4];
+    /* 0: there is no such tensor. */
+    int32_t heads;
+    int32_t padding;
+} longrope_rotary_tensor;
+
+/* Rotation of queries and keys. */
+typedef struct longrope_rotary_params {
+    longrope_rotary_tensor tensor[2];
+    int64_t batch;
+    int64_t length;
+    /* Device memory, by `position_kind`. */
+    const void *positions;
+    int64_t position_offset;
+    /* Device memory, by `choice_kind`. */
+    const void *choices;
+    /* A word of device memory that bits of longrope_device_status are set in, or null. */
+    uint32_t *status;
+    int32_t head_dim;
+    int32_t pairs;
+    int32_t position_kind;
+    int32_t choice_kind;
+    /* 1: angles are f32 products (parity with Hugging Face); 0: exact. */
+    int32_t parity;
+    /* 1: the transpose. */
+    int32_t backward;
+    longrope_factor_sets sets;
+} longrope_rotary_params;
+
+/* Re-rotation: what was rotated by `from` at a position is rotated by `rotary.sets` at that position plus `shift`. */
+typedef struct longrope_rerotate_params {
+    longrope_rotary_params rotary;
+    longrope_factor_sets from;
+    int64_t shift;
+    /* As `rotary.choice_kind` and `rotary.choices`, for the sets that were used. */
+    const void *from_choices;
+    int32_t from_choice_kind;
+    int32_t padding;
+} longrope_rerotate_params;
+
+#endif

@@ -1,0 +1,306 @@
+/* longrope: rotary embedding with LongRoPE interpolation on CUDA GPUs, for engines in C and C++.
+ *
+ * The contract of every function
+ * ------------------------------
+ * Ownership   Nothing here owns memory of yours. What a `_create` or `_from_` function returns is yours to destroy, once, with
+ *             the function of that name; destroying NULL does nothing. A descriptor, and what it points to in host memory, is
+ *             read during the call and not kept: factor sets may be destroyed as soon as a `_run` has returned, even if a
+ *             captured graph replays it later. Memory on the device must stay valid until the kernel has ended.
+ * Threads     A context and factor sets never change after they were made: share them between threads without a lock.
+ *             Every function may be called from any thread. The message of the last error is per thread.
+ * Streams     `stream` is a CUstream or cudaStream_t as `void *`. NULL is the legacy default stream, not that of the thread. A
+ *             launch runs in the CUDA context of its stream (for NULL: in the current one), which need not be the primary one.
+ * Launches    A `_run` is asynchronous. It launches at most one kernel; it allocates nothing on the device, synchronises
+ *             nothing, copies nothing, and keeps no state. The same inputs give the same bits.
+ * Capture     A `_run` can be captured in a CUDA graph. The graph keeps the descriptor and the addresses; positions, lengths
+ *             and set indices in device memory are read at each replay. Make the longrope context while the CUDA context is
+ *             current, or run once before capturing: the driver can't load code during a capture.
+ * Alignment   Addresses are aligned to their elements. Nothing more is needed; the kernels are fastest where the head
+ *             dimension has stride 1 and all else is a multiple of 16 bytes.
+ * Strides     64-bit, in elements (not bytes), any sign and order. Outputs must not overlap themselves.
+ * Errors      Every function that can fail returns a longrope_status. What the host can see is checked before anything is
+ *             launched or written, and longrope_last_error_message() names the argument, the value and what was expected.
+ *             Indices that lie on the device are checked by the kernel: a bad one leaves its sequence unwritten and sets a bit
+ *             in the status word of the descriptor, if there is one. An error of a kernel that ran before, such as a bad
+ *             address, may surface as LONGROPE_STATUS_DRIVER in a later call, as it does everywhere in CUDA.
+ * No surprise Nothing here exits, aborts, throws or prints. A fault of the library itself is LONGROPE_STATUS_INTERNAL.
+ *
+ * The driver is loaded when a context is made. Nothing links CUDA, so a program that links this library starts on any machine.
+ *
+ * Structs that begin with `struct_size` may grow at their end. Set it to the size that you compiled with (or start from the
+ * _INIT macro, as in `longrope_rotary_desc desc = LONGROPE_ROTARY_DESC_INIT;`). Zero in any other field is its default. A longer
+ * struct than the library knows is read as far as it is known. Fields that the chosen kind does not read must be zero.
+ */
+#ifndef LONGROPE_H
+#define LONGROPE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32) && !defined(LONGROPE_STATIC)
+#define LONGROPE_API __declspec(dllimport)
+#else
+#define LONGROPE_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Version ---------------------------------------------------------------------------------------------------------- */
+
+/* The version of this header. Before 1.0.0 a new minor version may break the interface. */
+#define LONGROPE_VERSION_MAJOR 0
+#define LONGROPE_VERSION_MINOR 1
+#define LONGROPE_VERSION_PATCH 0
+/* As one number that can be compared: 1.2.3 is 1002003. */
+#define LONGROPE_VERSION (LONGROPE_VERSION_MAJOR * 1000000 + LONGROPE_VERSION_MINOR * 1000 + LONGROPE_VERSION_PATCH)
+
+/* The version of the library, as LONGROPE_VERSION. */
+LONGROPE_API uint32_t longrope_version(void);
+
+/* 1 if the library was built with its kernels, else 0. Without them longrope_context_create answers
+ * LONGROPE_STATUS_NO_DEVICE_CODE, and the CPU form works. */
+LONGROPE_API int32_t longrope_has_device_code(void);
+
+/* ---- Errors ----------------------------------------------------------------------------------------------------------- */
+
+/* What a function answers. Numbers are never reused. */
+typedef enum longrope_status {
+    LONGROPE_STATUS_OK = 0,
+    /* An argument is out of range, NULL, or does not fit the others. */
+    LONGROPE_STATUS_INVALID_ARGUMENT = 1,
+    /* The text of a configuration can't be used; the message has the path of the field. */
+    LONGROPE_STATUS_INVALID_CONFIG = 2,
+    /* Valid, but not offered: another type on the CPU, more than 256 rotary dimensions, 2^31 tokens. */
+    LONGROPE_STATUS_UNSUPPORTED = 3,
+    /* The library was built without a CUDA compiler. */
+    LONGROPE_STATUS_NO_DEVICE_CODE = 4,
+    /* There is no NVIDIA driver. */
+    LONGROPE_STATUS_NO_DRIVER = 5,
+    /* The driver is older than the kernels need. */
+    LONGROPE_STATUS_OLD_DRIVER = 6,
+    /* There is no GPU of this number. */
+    LONGROPE_STATUS_NO_DEVICE = 7,
+    /* The GPU is older than the kernels need. */
+    LONGROPE_STATUS_OLD_DEVICE = 8,
+    /* A call of the driver failed; the message names the call and the error. */
+    LONGROPE_STATUS_DRIVER = 9,
+    /* A fault of the library. Please report it, with the message. */
+    LONGROPE_STATUS_INTERNAL = 10
+} longrope_status;
+
+/* A status in a few words. Never NULL; the string is static. Any number may be given. */
+LONGROPE_API const char *longrope_status_string(int32_t status);
+
+/* What was wrong with the last call of this thread that failed, in one sentence; empty if none has. Never NULL. It is valid
+ * until the next call of this thread that fails. */
+LONGROPE_API const char *longrope_last_error_message(void);
+
+/* ---- Context ---------------------------------------------------------------------------------------------------------- */
+
+/* The kernels, loaded for a GPU. It belongs to no CUDA context. */
+typedef struct longrope_context longrope_context;
+
+/* Starts the driver and loads the kernels for device `device` (its number by cuDeviceGet). All slow work is done here. On an
+ * error `*context` is NULL. */
+LONGROPE_API longrope_status longrope_context_create(int32_t device, longrope_context **context);
+
+/* Unloads the kernels. None may be running, and no graph that captured one may be replayed after this. */
+LONGROPE_API void longrope_context_destroy(longrope_context *context);
+
+/* ---- Factor sets: which angle ----------------------------------------------------------------------------------------- */
+
+/* The frequency of each pair of dimensions, in three sets: plain for the first tokens, short for sequences of up to the
+ * original length (exactly that length is short), long for longer ones; with a gain that multiplies cosine and sine. */
+typedef struct longrope_factor_sets longrope_factor_sets;
+
+/* Where an angle comes from. */
+typedef enum longrope_angles {
+    /* The exact phase of the frequency at every position. */
+    LONGROPE_ANGLES_EXACT = 0,
+    /* Parity with Hugging Face: the position in f32 times the frequency in f32, rounded. Off by up to 0.12 rad below position
+     * 2^21; to compare with, not to compute. Re-rotation does not take it. */
+    LONGROPE_ANGLES_PARITY = 1,
+    /* The exact phase of the frequency rounded to f32, which is what Hugging Face's models hold. */
+    LONGROPE_ANGLES_EXACT_OF_F32 = 2
+} longrope_angles;
+
+/* From the text of a Hugging Face config.json (`json_bytes` bytes of UTF-8; no final zero is needed), in either
+ * generation of its spelling. `length` is the longest sequence in tokens; only dynamic NTK depends on it, and 0 is the
+ * configuration's max_position_embeddings. `angles` is a longrope_angles. On an error `*sets` is NULL. */
+LONGROPE_API longrope_status longrope_factor_sets_from_json(const char *json, size_t json_bytes, int64_t length,
+                                                            int32_t angles, longrope_factor_sets **sets);
+
+/* Frequencies in radians a token, `pairs` in each array: those of the model divided by its factors. */
+typedef struct longrope_frequencies {
+    uint32_t struct_size;
+    int32_t angles;                 /* a longrope_angles; all but EXACT round the frequencies to f32 */
+    int64_t pairs;                  /* half the rotary dimension */
+    const double *short_frequencies;
+    const double *long_frequencies; /* NULL: as short, at every length */
+    const double *plain;            /* of the first tokens, with a gain of 1; NULL only if first_tokens is 0 */
+    double short_gain;              /* the attention factor; 0: 1 */
+    double long_gain;               /* 0: as short_gain */
+    int64_t original_length;        /* longer sequences are long; from 1, or 0 if long_frequencies is NULL */
+    int64_t first_tokens;           /* how many first positions are plain (n_hat) */
+} longrope_frequencies;
+
+/* The same from f32, as a model's `inv_freq` is. */
+typedef struct longrope_frequencies_f32 {
+    uint32_t struct_size;
+    int32_t angles;                /* a longrope_angles; EXACT and EXACT_OF_F32 are the same here */
+    int64_t pairs;
+    const float *short_frequencies;
+    const float *long_frequencies;
+    const float *plain;
+    double short_gain;
+    double long_gain;
+    int64_t original_length;
+    int64_t first_tokens;
+} longrope_frequencies_f32;
+
+#define LONGROPE_FREQUENCIES_INIT \
+    { (uint32_t)sizeof(longrope_frequencies), 0, 0, NULL, NULL, NULL, 0.0, 0.0, 0, 0 }
+#define LONGROPE_FREQUENCIES_F32_INIT \
+    { (uint32_t)sizeof(longrope_frequencies_f32), 0, 0, NULL, NULL, NULL, 0.0, 0.0, 0, 0 }
+
+/* From frequencies. The arrays are copied. On an error `*sets` is NULL. */
+LONGROPE_API longrope_status longrope_factor_sets_from_frequencies(const longrope_frequencies *frequencies,
+                                                                   longrope_factor_sets **sets);
+LONGROPE_API longrope_status longrope_factor_sets_from_frequencies_f32(const longrope_frequencies_f32 *frequencies,
+                                                                       longrope_factor_sets **sets);
+
+LONGROPE_API void longrope_factor_sets_destroy(longrope_factor_sets *sets);
+
+/* How many pairs of dimensions turn: half the rotary dimension. 0 for NULL. */
+LONGROPE_API int64_t longrope_factor_sets_pairs(const longrope_factor_sets *sets);
+
+/* ---- Tensors ---------------------------------------------------------------------------------------------------------- */
+
+/* The type of an element. */
+typedef enum longrope_dtype {
+    LONGROPE_DTYPE_F32 = 1,
+    LONGROPE_DTYPE_F16 = 2,
+    LONGROPE_DTYPE_BF16 = 3
+} longrope_dtype;
+
+/* A tensor: batch, length (tokens), heads, head dimension. It may be empty. */
+typedef struct longrope_tensor {
+    void *data;        /* the element at index 0 of every dimension, in device memory (host memory for the CPU form) */
+    int32_t dtype;     /* a longrope_dtype */
+    int64_t shape[4];  /* batch, length, heads, head dimension, whatever the order in memory */
+    int64_t stride[4]; /* in elements, for the same dimensions; all 0: contiguous in this order */
+} longrope_tensor;
+
+/* What is read and what is written. They have the same shape and type, and are either the same memory with the same strides or do
+ * not overlap. An output that is all zero means in place. Inputs that are not also outputs are never written. */
+typedef struct longrope_tensor_io {
+    longrope_tensor input;
+    longrope_tensor output;
+} longrope_tensor_io;
+
+/* ---- Rotary embedding ------------------------------------------------------------------------------------------------- */
+
+/* Which two dimensions of a head form pair i. */
+typedef enum longrope_pairing {
+    LONGROPE_PAIRING_HALF_SPLIT = 0, /* i and i + pairs (GPT-NeoX, Hugging Face's rotate_half) */
+    LONGROPE_PAIRING_INTERLEAVED = 1 /* 2 i and 2 i + 1 (GPT-J, the original Llama, GGUF files of Llama) */
+} longrope_pairing;
+
+/* Where the tokens stand. Negative positions are legal. */
+typedef enum longrope_positions {
+    LONGROPE_POSITIONS_OFFSET = 0,              /* token s stands at position_offset + s */
+    LONGROPE_POSITIONS_OFFSET_AT = 1,           /* at *positions + s, one int64_t: for graphs whose length grows */
+    LONGROPE_POSITIONS_OFFSET_PER_SEQUENCE = 2, /* of sequence b at positions[b] + s: int64_t [batch] */
+    LONGROPE_POSITIONS_PER_TOKEN = 3,           /* at positions[b][s]: int64_t [batch, length] */
+    LONGROPE_POSITIONS_PER_TOKEN_I32 = 4        /* the same in int32_t, as llama.cpp has them */
+} longrope_positions;
+
+/* Which factor set a sequence uses: the same for its queries and all of its keys. */
+typedef enum longrope_choices {
+    LONGROPE_CHOICES_LENGTH = 0,    /* all: by choice_length, the whole length of the sequence in tokens. 0 is short. */
+    LONGROPE_CHOICES_SHORT = 1,     /* all short */
+    LONGROPE_CHOICES_LONG = 2,      /* all long */
+    LONGROPE_CHOICES_BY_LENGTH = 3, /* each by its whole length: choices is int64_t [batch] */
+    LONGROPE_CHOICES_BY_INDEX = 4   /* each by number, 0 short, 1 long: choices is int32_t [batch] */
+} longrope_choices;
+
+/* Bits of the status word. */
+#define LONGROPE_BAD_CHOICE 1u /* an index other than 0 and 1; its sequence was not written */
+
+/* A rotation: pair (x1, x2) becomes gain * (x1 cos - x2 sin, x2 cos + x1 sin) of the angle at its token's position. The first
+ * 2 * pairs dimensions of a head turn, the others are copied. `positions`, `choices` and `status` are device addresses
+ * (host addresses for the CPU form). */
+typedef struct longrope_rotary_desc {
+    uint32_t struct_size;
+    int32_t pairing;                  /* a longrope_pairing */
+    int32_t backward;                 /* 0: rotate. 1: the transpose, from the gradient of the output to that of the input */
+    int32_t position_kind;            /* a longrope_positions */
+    int32_t choice_kind;              /* a longrope_choices */
+    uint32_t flags;                   /* none is defined yet */
+    const longrope_factor_sets *sets; /* required */
+    int64_t position_offset;          /* for LONGROPE_POSITIONS_OFFSET */
+    const void *positions;            /* for the other kinds */
+    int64_t choice_length;            /* for LONGROPE_CHOICES_LENGTH */
+    const void *choices;              /* for BY_LENGTH and BY_INDEX */
+    uint32_t *status;                 /* a word in which bits are set, never cleared; NULL: none */
+} longrope_rotary_desc;
+
+#define LONGROPE_ROTARY_DESC_INIT \
+    { (uint32_t)sizeof(longrope_rotary_desc), 0, 0, 0, 0, 0, NULL, 0, NULL, 0, NULL, NULL }
+
+/* Whether longrope_rotary_run takes these arguments, or why not. Pure: asks no GPU, reads nothing on the device. */
+LONGROPE_API longrope_status longrope_rotary_supported(const longrope_rotary_desc *desc, const longrope_tensor_io *tensors,
+                                                       size_t count);
+
+/* How much scratch memory a run needs: none, `*bytes` is 0. Here so that every operation is asked in the same way. Pure. */
+LONGROPE_API longrope_status longrope_rotary_workspace_size(const longrope_rotary_desc *desc,
+                                                            const longrope_tensor_io *tensors, size_t count,
+                                                            size_t *bytes);
+
+/* Launches the rotation of one tensor, or of two with the same batch, length, head dimension and type (queries and keys), which
+ * may be parts of one packed buffer. Tensors without elements are legal and launch nothing. */
+LONGROPE_API longrope_status longrope_rotary_run(const longrope_context *context, const longrope_rotary_desc *desc,
+                                                 const longrope_tensor_io *tensors, size_t count, void *stream);
+
+/* The same on the CPU, now: what an engine's tests can compare with, no GPU needed. All addresses are of host memory, the
+ * type is F32; what longrope_rotary_run takes and refuses, this does. With exact angles the result is within
+ * 2.4e-7 * gain * hypot(x1, x2) of the exact value. It runs on threads of the library, one a core or as many as the
+ * environment's RAYON_NUM_THREADS says, and gives the same bits for any number. */
+LONGROPE_API longrope_status longrope_rotary_cpu(const longrope_rotary_desc *desc, const longrope_tensor_io *tensors,
+                                                 size_t count);
+
+/* ---- Re-rotation ------------------------------------------------------------------------------------------------------ */
+
+/* A change of what was rotated already, as keys in a cache are: out of one factor set, into another, and by a shift of
+ * position; the gain becomes the ratio of the two. For one attention this is what rotating the original keys anew gives, up to
+ * the rounding of the stored keys. For a whole model it approximates a new prefill: hidden states of upper layers were formed under
+ * the old factors. */
+typedef struct longrope_rerotate_desc {
+    uint32_t struct_size;
+    int32_t from_choice_kind;         /* a longrope_choices: which set each sequence was rotated by */
+    const longrope_rotary_desc *to;   /* required: the sets to rotate into, and the positions as they were; not backward */
+    const longrope_factor_sets *from; /* required: the sets that the tensors were rotated by; as many pairs as to->sets */
+    int64_t shift;                    /* how far every position moves */
+    int64_t from_choice_length;       /* as choice_length of longrope_rotary_desc */
+    const void *from_choices;         /* as choices of longrope_rotary_desc */
+} longrope_rerotate_desc;
+
+#define LONGROPE_REROTATE_DESC_INIT \
+    { (uint32_t)sizeof(longrope_rerotate_desc), 0, NULL, NULL, 0, 0, NULL }
+
+/* As the functions of the same name above. Angles must be exact. There is no CPU form. */
+LONGROPE_API longrope_status longrope_rerotate_supported(const longrope_rerotate_desc *desc,
+                                                         const longrope_tensor_io *tensors, size_t count);
+LONGROPE_API longrope_status longrope_rerotate_workspace_size(const longrope_rerotate_desc *desc,
+                                                              const longrope_tensor_io *tensors, size_t count,
+                                                              size_t *bytes);
+LONGROPE_API longrope_status longrope_rerotate_run(const longrope_context *context, const longrope_rerotate_desc *desc,
+                                                   const longrope_tensor_io *tensors, size_t count, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* LONGROPE_H */

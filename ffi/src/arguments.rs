@@ -1,0 +1,128 @@
+//! Reading what a caller points to.
+
+use std::fmt::{self, Display};
+
+use crate::abi::{Frequencies, RerotateDesc, RotaryDesc};
+use crate::status::Failure;
+
+/// The name of a field in messages. It is put together only if there is one, since a launch should cost little.
+#[derive(Debug, Clone, Copy)]
+pub struct Field<'a>(pub &'a str, pub &'a str);
+
+impl Display for Field<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)?;
+        f.write_str(self.1)
+    }
+}
+
+/// A struct of the caller's that begins with its own size and may grow at its end.
+///
+/// # Safety
+/// The first field is `struct_size: u32`, and all-zero bytes are a valid value.
+pub unsafe trait Sized32: Copy {
+    /// The size it had in the first version. No caller has a smaller one.
+    const FIRST_SIZE: usize;
+    /// The name of the argument that points to it.
+    const ARGUMENT: &'static str;
+}
+
+// SAFETY: as the trait asks; numbers and pointers may be zero.
+unsafe impl<T: Copy> Sized32 for Frequencies<T> {
+    const FIRST_SIZE: usize = 72;
+    const ARGUMENT: &'static str = "frequencies";
+}
+
+// SAFETY: as above.
+unsafe impl Sized32 for RotaryDesc {
+    const FIRST_SIZE: usize = 72;
+    const ARGUMENT: &'static str = "desc";
+}
+
+// SAFETY: as above.
+unsafe impl Sized32 for RerotateDesc {
+    const FIRST_SIZE: usize = 48;
+    const ARGUMENT: &'static str = "desc";
+}
+
+/// Copies a struct as far as the caller's and this version's go; what the caller's lacks is zero.
+///
+/// # Safety
+/// `pointer` is null, or valid for as many bytes as its first field says.
+pub unsafe fn read<T: Sized32>(pointer: *const T) -> Result<T, Failure> {
+    if pointer.is_null() {
+        return Err(Failure::null(T::ARGUMENT, "a pointer to the struct"));
+    }
+    // SAFETY: the size is the first field; alignment is not assumed.
+    let size = unsafe { pointer.cast::<u32>().read_unaligned() } as usize;
+    if size < T::FIRST_SIZE {
+        let expected = format!("the sizeof of the struct, at least {}", T::FIRST_SIZE);
+        return Err(Failure::argument(format!("{}.struct_size", T::ARGUMENT), size, expected));
+    }
+    let mut value = std::mem::MaybeUninit::<T>::zeroed();
+    // SAFETY: both are valid for the smaller of the two sizes, and zero is valid for the rest.
+    unsafe {
+        let bytes = size.min(size_of::<T>());
+        std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), value.as_mut_ptr().cast::<u8>(), bytes);
+        Ok(value.assume_init())
+    }
+}
+
+/// An enum's value by its number, or an error that lists what there is.
+macro_rules! value {
+    ($type:ty, $name:expr, $number:expr) => {
+        <$type>::from_number($number).ok_or_else(|| {
+            let known: Vec<String> =
+                <$type>::ALL.iter().map(|(value, name)| format!("{name} ({})", *value as i32)).collect();
+            Failure::argument($name, $number, known.join(" or "))
+        })
+    };
+}
+pub(crate) use value;
+
+/// Where a result goes: not null, and for now null itself.
+///
+/// # Safety
+/// `out` is null or valid for writing.
+pub unsafe fn result<T>(name: &str, out: *mut *mut T) -> Result<(), Failure> {
+    if out.is_null() {
+        return Err(Failure::null(name, "where to put the result"));
+    }
+    // SAFETY: valid by this function's contract.
+    unsafe { out.write(std::ptr::null_mut()) };
+    Ok(())
+}
+
+/// A length or count that is not negative.
+pub fn count(name: impl Display, value: i64) -> Result<u64, Failure> {
+    u64::try_from(value).map_err(|_| Failure::argument(name, value, "0 or more"))
+}
+
+/// Checks an address of elements of `size` bytes.
+pub fn address<T>(
+    name: impl Display,
+    pointer: *const T,
+    size: usize,
+    expected: &str,
+) -> Result<u64, Failure> {
+    if pointer.is_null() {
+        return Err(Failure::null(name, expected));
+    }
+    let address = pointer.expose_provenance();
+    if !address.is_multiple_of(size) {
+        return Err(Failure::argument(
+            name,
+            format!("address {address:#x}"),
+            format!("a multiple of {size}"),
+        ));
+    }
+    Ok(address as u64)
+}
+
+/// Checks that a field that the chosen kind does not read is zero.
+pub fn unused(name: impl Display, is_zero: bool, kind: &str) -> Result<(), Failure> {
+    match is_zero {
+        true => Ok(()),
+        false => Err(Failure::argument(name, "a value", format!("zero, since {kind} does not read it"))),
+    }
+}

@@ -1,0 +1,40 @@
+//! The C ABI of longrope. What a caller sees, and the contract of every function, is `include/longrope.h`.
+//!
+//! - `abi`: the structs and constants of the header.
+//! - `status`: the boundary. No panic and no print crosses it; every failure leaves a message.
+//! - `arguments`: reading what a caller points to.
+//! - `context`, `factors`, `tensor`, `rotary`, `cpu`: the functions, by the header's sections.
+
+mod abi;
+mod arguments;
+mod context;
+mod cpu;
+mod factors;
+mod rotary;
+mod status;
+mod tensor;
+
+/// A part of the package's version.
+const fn number(text: &str) -> u32 {
+    match u32::from_str_radix(text, 10) {
+        Ok(number) => number,
+        Err(_) => panic!("a version is made of numbers"),
+    }
+}
+
+/// `1.2.3` is 1002003.
+const VERSION: u32 = number(env!("CARGO_PKG_VERSION_MAJOR")) * 1_000_000
+    + number(env!("CARGO_PKG_VERSION_MINOR")) * 1_000
+    + number(env!("CARGO_PKG_VERSION_PATCH"));
+
+/// The version of the library.
+#[unsafe(no_mangle)]
+pub extern "C" fn longrope_version() -> u32 {
+    VERSION
+}
+
+/// Whether the library holds its kernels.
+#[unsafe(no_mangle)]
+pub extern "C" fn longrope_has_device_code() -> i32 {
+    i32::from(longrope::device::is_embedded())
+}

@@ -1,0 +1,160 @@
+//! The shared library, opened at run time as a plugin's host opens it.
+
+use std::ffi::{CStr, c_char, c_void};
+use std::sync::OnceLock;
+
+use longrope::device::Context;
+use longrope::scaling::FactorSets;
+
+use crate::abi::{Dtype, Frequencies, Positions, RerotateDesc, RotaryDesc, Status, Tensor, TensorIo};
+use crate::library::built;
+
+macro_rules! functions {
+    ($($name:ident: fn($($argument:ty),*) -> $result:ty;)*) => {
+        /// The functions of the header, without the prefix.
+        pub struct Api {
+            $(pub $name: unsafe extern "C" fn($($argument),*) -> $result,)*
+        }
+
+        impl Api {
+            fn open() -> Self {
+                // SAFETY: the library has no initialiser.
+                let library = unsafe { libloading::Library::new(&built().shared) }.unwrap();
+                // It stays open.
+                let library = Box::leak(Box::new(library));
+                Self {
+                    $(
+                        // SAFETY: the type is that of the header, by the layout tests and by the eye.
+                        $name: *unsafe { library.get(concat!("longrope_", stringify!($name))) }.unwrap(),
+                    )*
+                }
+            }
+        }
+    };
+}
+
+functions! {
+    version: fn() -> u32;
+    has_device_code: fn() -> i32;
+    status_string: fn(i32) -> *const c_char;
+    last_error_message: fn() -> *const c_char;
+    context_create: fn(i32, *mut *mut Context) -> i32;
+    context_destroy: fn(*mut Context) -> ();
+    factor_sets_from_json: fn(*const c_char, usize, i64, i32, *mut *mut FactorSets) -> i32;
+    factor_sets_from_frequencies: fn(*const Frequencies<f64>, *mut *mut FactorSets) -> i32;
+    factor_sets_from_frequencies_f32: fn(*const Frequencies<f32>, *mut *mut FactorSets) -> i32;
+    factor_sets_destroy: fn(*mut FactorSets) -> ();
+    factor_sets_pairs: fn(*const FactorSets) -> i64;
+    rotary_supported: fn(*const RotaryDesc, *const TensorIo, usize) -> i32;
+    rotary_workspace_size: fn(*const RotaryDesc, *const TensorIo, usize, *mut usize) -> i32;
+    rotary_run: fn(*const Context, *const RotaryDesc, *const TensorIo, usize, *mut c_void) -> i32;
+    rotary_cpu: fn(*const RotaryDesc, *const TensorIo, usize) -> i32;
+    rerotate_supported: fn(*const RerotateDesc, *const TensorIo, usize) -> i32;
+    rerotate_workspace_size: fn(*const RerotateDesc, *const TensorIo, usize, *mut usize) -> i32;
+    rerotate_run: fn(*const Context, *const RerotateDesc, *const TensorIo, usize, *mut c_void) -> i32;
+}
+
+/// The library, opened once.
+pub fn api() -> &'static Api {
+    static API: OnceLock<Api> = OnceLock::new();
+    API.get_or_init(Api::open)
+}
+
+/// A status as the library answered it.
+pub fn status(number: i32) -> Status {
+    Status::from_number(number).unwrap_or_else(|| panic!("{number} is no status"))
+}
+
+/// The message of this thread's last failure.
+pub fn message() -> String {
+    // SAFETY: never null; copied before the next call.
+    unsafe { CStr::from_ptr((api().last_error_message)()) }.to_str().unwrap().to_owned()
+}
+
+/// Factor sets of the library's, freed at the end.
+pub struct Sets(pub *mut FactorSets);
+
+impl Drop for Sets {
+    fn drop(&mut self) {
+        // SAFETY: made by the library, and freed once.
+        unsafe { (api().factor_sets_destroy)(self.0) };
+    }
+}
+
+impl Sets {
+    /// From a configuration.
+    pub fn from_json(json: &str, length: i64, angles: i32) -> Result<Self, (Status, String)> {
+        let mut sets = std::ptr::dangling_mut();
+        // SAFETY: the text is as long as it says; the result goes to a variable.
+        let found = unsafe {
+            (api().factor_sets_from_json)(json.as_ptr().cast(), json.len(), length, angles, &mut sets)
+        };
+        Self::check(found, sets)
+    }
+
+    /// From frequencies in f64.
+    pub fn from_frequencies(frequencies: &Frequencies<f64>) -> Result<Self, (Status, String)> {
+        let mut sets = std::ptr::dangling_mut();
+        // SAFETY: the tests' arrays are as long as they say.
+        let found = unsafe { (api().factor_sets_from_frequencies)(frequencies, &mut sets) };
+        Self::check(found, sets)
+    }
+
+    /// From frequencies in f32.
+    pub fn from_frequencies_f32(frequencies: &Frequencies<f32>) -> Result<Self, (Status, String)> {
+        let mut sets = std::ptr::dangling_mut();
+        // SAFETY: as above.
+        let found = unsafe { (api().factor_sets_from_frequencies_f32)(frequencies, &mut sets) };
+        Self::check(found, sets)
+    }
+
+    fn check(found: i32, sets: *mut FactorSets) -> Result<Self, (Status, String)> {
+        assert_eq!(found == 0, !sets.is_null(), "a result where there is no error, and only there");
+        match status(found) {
+            Status::Ok => Ok(Self(sets)),
+            status => Err((status, message())),
+        }
+    }
+}
+
+/// Frequencies with every field at its default.
+pub fn frequencies<T>(short: &[T]) -> Frequencies<T> {
+    Frequencies {
+        struct_size: size_of::<Frequencies<T>>() as u32,
+        angles: 0,
+        pairs: short.len() as i64,
+        short_frequencies: short.as_ptr(),
+        long_frequencies: std::ptr::null(),
+        plain: std::ptr::null(),
+        short_gain: 0.0,
+        long_gain: 0.0,
+        original_length: 0,
+        first_tokens: 0,
+    }
+}
+
+/// A rotation with every field at its default.
+pub fn rotary(sets: &Sets) -> RotaryDesc {
+    RotaryDesc {
+        struct_size: size_of::<RotaryDesc>() as u32,
+        pairing: 0,
+        backward: 0,
+        position_kind: Positions::Offset as i32,
+        choice_kind: 0,
+        flags: 0,
+        sets: sets.0,
+        position_offset: 0,
+        positions: std::ptr::null(),
+        choice_length: 0,
+        choices: std::ptr::null(),
+        status: std::ptr::null_mut(),
+    }
+}
+
+/// A contiguous f32 tensor.
+pub fn tensor(data: *mut f32, shape: [i64; 4]) -> Tensor {
+    Tensor { data: data.cast(), dtype: Dtype::F32 as i32, shape, stride: [0; 4] }
+}
+
+/// All zero: the output of a tensor that is rotated in place.
+pub const IN_PLACE: Tensor = Tensor { data: std::ptr::null_mut(), dtype: 0, shape: [0; 4], stride: [0; 4] };

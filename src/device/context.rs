@@ -1,0 +1,136 @@
+//! The kernels, ready to launch.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+
+use cudarc::driver::sys;
+
+use crate::device::driver::{self, DeviceError, Stream, check};
+use crate::device::image;
+
+/// The images of this library, loaded once. Share it freely between threads.
+///
+/// It belongs to no CUDA context: a launch runs in the context of its stream, or, on the legacy default stream, in the
+/// current one. The slow work is done in [`Context::new`], so that launches neither allocate nor wait and can be captured
+/// in a graph. Make it while the context that is to be used is current: its code is loaded then, and not by a first launch.
+pub struct Context {
+    libraries: Vec<sys::CUlibrary>,
+    kernels: HashMap<&'static str, sys::CUkernel>,
+}
+
+// SAFETY: library and kernel handles belong to no thread or context.
+unsafe impl Send for Context {}
+// SAFETY: as above; nothing is written after construction.
+unsafe impl Sync for Context {}
+
+/// A grid to launch: blocks, threads of a block, bytes of shared memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Grid {
+    pub(crate) blocks: u32,
+    pub(crate) threads: [u32; 3],
+    pub(crate) shared_bytes: u32,
+}
+
+impl Context {
+    /// Loads the kernels for device `ordinal`.
+    ///
+    /// # Errors
+    /// This build has no device code, the machine no driver or GPU, or one of them is too old; the message says which and
+    /// what would be right.
+    pub fn new(ordinal: i32) -> Result<Self, DeviceError> {
+        let rotary = image::image("rotary").ok_or(DeviceError::NoDeviceCode)?;
+        driver::start()?;
+        driver::device(ordinal)?;
+        let mut context = Self { libraries: Vec::new(), kernels: HashMap::new() };
+        context.load(rotary, crate::ops::rotary_kernel_names())?;
+        Ok(context)
+    }
+
+    /// Loads an image and finds its kernels.
+    fn load(
+        &mut self,
+        image: &'static [u8],
+        names: impl Iterator<Item = &'static str>,
+    ) -> Result<(), DeviceError> {
+        let mut library = std::ptr::null_mut();
+        let none = std::ptr::null_mut;
+        // SAFETY: the image is a fat binary that nvcc made, and lives as long as the program.
+        let loaded = unsafe {
+            sys::cuLibraryLoadData(
+                &mut library,
+                image.as_ptr().cast(),
+                none(),
+                none().cast(),
+                0,
+                none().cast(),
+                none().cast(),
+                0,
+            )
+        };
+        check("cuLibraryLoadData", loaded)?;
+        self.libraries.push(library);
+        let has_current = driver::has_current_context()?;
+        for name in names {
+            let c_name = CString::new(name).map_err(|_| DeviceError::NoDeviceCode)?;
+            let mut kernel = std::ptr::null_mut();
+            // SAFETY: the library was just loaded; the name ends in a zero.
+            let found = unsafe { sys::cuLibraryGetKernel(&mut kernel, library, c_name.as_ptr()) };
+            check("cuLibraryGetKernel", found)?;
+            if has_current {
+                // Loads the code into the current context now: a first launch under graph capture could not.
+                let mut function = std::ptr::null_mut();
+                // SAFETY: the kernel is valid, and a context is current.
+                check("cuKernelGetFunction", unsafe { sys::cuKernelGetFunction(&mut function, kernel) })?;
+            }
+            self.kernels.insert(name, kernel);
+        }
+        Ok(())
+    }
+
+    /// Launches a kernel with one parameter block, asynchronously.
+    ///
+    /// # Safety
+    /// `params` must be the block that the kernel takes, and what it points to must be valid until the kernel ended.
+    pub(crate) unsafe fn launch<P>(
+        &self,
+        name: &'static str,
+        grid: Grid,
+        params: &P,
+        stream: Stream,
+    ) -> Result<(), DeviceError> {
+        let kernel = *self.kernels.get(name).ok_or(DeviceError::NoDeviceCode)?;
+        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        // SAFETY: the driver copies the block before it returns, and takes a kernel where it takes a function.
+        let launched = unsafe {
+            sys::cuLaunchKernel(
+                kernel.cast(),
+                grid.blocks,
+                1,
+                1,
+                grid.threads[0],
+                grid.threads[1],
+                grid.threads[2],
+                grid.shared_bytes,
+                stream.raw(),
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        check("cuLaunchKernel", launched)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        for library in self.libraries.drain(..) {
+            // SAFETY: loaded by `load`, and not used after this. An error can't be reported, and does no harm.
+            let _ = unsafe { sys::cuLibraryUnload(library) };
+        }
+    }
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("kernels", &self.kernels.len()).finish()
+    }
+}

@@ -1,0 +1,12 @@
+//! What is run on a GPU: each operation checks its arguments, answers whether it is supported, and launches.
+//!
+//! A launch runs on the caller's stream. It is asynchronous, allocates nothing, synchronises nothing, keeps no hidden
+//! state, and can be captured in a graph. The same inputs give the same bits. What the host can see is checked before the
+//! launch; what lies on the device is checked in the kernel, which skips a bad entry and sets a bit in the caller's status
+//! word.
+
+mod factors;
+mod rotary;
+
+pub(crate) use rotary::kernel_names as rotary_kernel_names;
+pub use rotary::{BAD_CHOICE, DeviceChoices, DevicePositions, Rerotate, Rotary, RotaryTensor};

@@ -1,0 +1,142 @@
+//! The device code's arithmetic, compiled for the host and loaded.
+
+use std::ffi::c_void;
+use std::path::Path;
+use std::process::Command;
+use std::sync::LazyLock;
+
+use libloading::Library;
+
+/// The library, compiled once a run by `CXX`, or `c++`.
+static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let library = folder.path().join("device_arithmetic.so");
+    let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    let output = Command::new(&compiler)
+        // Without contraction: an fma is where the source says so, as on the device.
+        .args(["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-I"])
+        .arg(root.join("cuda/include"))
+        .arg(root.join("tests/device_arithmetic/wrappers.cpp"))
+        .arg("-o")
+        .arg(&library)
+        .output()
+        .unwrap_or_else(|error| panic!("these tests need a C++ compiler; {}: {error}", compiler.display()));
+    let report = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{} failed:\n{report}", compiler.display());
+    // SAFETY: loading the library runs no code of ours, and only libc's and libm's constructors beside it.
+    unsafe { Library::new(&library) }.expect("a library that can be loaded")
+});
+
+/// Calls a function of wrappers.cpp, whose signature must be the given one.
+macro_rules! call {
+    ($name:literal ( $($argument:expr => $type:ty),* ) -> $result:ty) => {{
+        // SAFETY: the signature is that of the function in wrappers.cpp; the pointers that callers pass are to memory
+        // that is as large as the function reads or writes.
+        unsafe {
+            let function: libloading::Symbol<unsafe extern "C" fn($($type),*) -> $result> =
+                LIBRARY.get($name).expect("a function of wrappers.cpp");
+            function($($argument),*)
+        }
+    }};
+}
+
+/// How a token's position is found, by the numbers of `longrope_position_kind`.
+#[derive(Debug, Clone)]
+pub enum Positions {
+    Offset,
+    DeviceOffset(i64),
+    PerSequence(Vec<i64>),
+    PerToken(Vec<i64>),
+    PerToken32(Vec<i32>),
+}
+
+/// How a sequence's set is chosen, by the numbers of `longrope_choice_kind`.
+#[derive(Debug, Clone)]
+pub enum Choices {
+    Short,
+    Long,
+    ByLength(Vec<i64>),
+    ByIndex(Vec<i32>),
+}
+
+pub fn phase_at(position: i64, step: u64) -> u64 {
+    call!("host_phase_at"(position => i64, step => u64) -> u64)
+}
+
+pub fn cos_sin_of_phase(phase: u64) -> [f64; 2] {
+    let mut out = [f64::NAN; 2];
+    call!("host_cos_sin_of_phase"(phase => u64, out.as_mut_ptr() => *mut f64) -> ());
+    out
+}
+
+pub fn cos_sin_of_radians(angle: f32) -> [f64; 2] {
+    let mut out = [f64::NAN; 2];
+    call!("host_cos_sin_of_radians"(angle => f32, out.as_mut_ptr() => *mut f64) -> ());
+    out
+}
+
+pub fn pair_cos_sin(pair: i32, step: u64, gain: f64, position: i64, parity: bool) -> [f32; 2] {
+    assert!((0..128).contains(&pair));
+    let mut out = [f32::NAN; 2];
+    call!("host_pair_cos_sin"(
+        pair => i32, step => u64, gain => f64, position => i64, i32::from(parity) => i32, out.as_mut_ptr() => *mut f32
+    ) -> ());
+    out
+}
+
+pub fn pair_cos_sin_between(
+    pair: i32,
+    (from_step, from_gain): (u64, f64),
+    (to_step, to_gain): (u64, f64),
+    position: i64,
+    shift: i64,
+) -> [f32; 2] {
+    assert!((0..128).contains(&pair));
+    let mut out = [f32::NAN; 2];
+    call!("host_pair_cos_sin_between"(
+        pair => i32, from_step => u64, from_gain => f64, to_step => u64, to_gain => f64, position => i64,
+        shift => i64, out.as_mut_ptr() => *mut f32
+    ) -> ());
+    out
+}
+
+pub fn token_position(
+    positions: &Positions,
+    offset: i64,
+    sequence: usize,
+    length: usize,
+    token: usize,
+) -> i64 {
+    let (kind, memory): (i32, *const c_void) = match positions {
+        Positions::Offset => (0, std::ptr::null()),
+        Positions::DeviceOffset(value) => (1, std::ptr::from_ref(value).cast()),
+        Positions::PerSequence(values) => (2, values[..=sequence].as_ptr().cast()),
+        Positions::PerToken(values) => (3, values[..(sequence + 1) * length].as_ptr().cast()),
+        Positions::PerToken32(values) => (4, values[..(sequence + 1) * length].as_ptr().cast()),
+    };
+    call!("host_token_position"(
+        kind => i32, memory => *const c_void, offset => i64, sequence as i64 => i64, length as i64 => i64,
+        token as i64 => i64
+    ) -> i64)
+}
+
+/// The set of a token: 0 plain, 1 short, 2 long, 3 none.
+pub fn set_of_token(
+    choices: &Choices,
+    sequence: usize,
+    original_length: i64,
+    position: i64,
+    first_tokens: i64,
+) -> i32 {
+    let (kind, memory): (i32, *const c_void) = match choices {
+        Choices::Short => (0, std::ptr::null()),
+        Choices::Long => (1, std::ptr::null()),
+        Choices::ByLength(values) => (2, values[..=sequence].as_ptr().cast()),
+        Choices::ByIndex(values) => (3, values[..=sequence].as_ptr().cast()),
+    };
+    call!("host_set_of_token"(
+        kind => i32, memory => *const c_void, sequence as i64 => i64, original_length => i64, position => i64,
+        first_tokens => i64
+    ) -> i32)
+}

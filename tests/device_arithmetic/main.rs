@@ -1,0 +1,205 @@
+//! The arithmetic of the device code, from the kernels' own source, against the f64 reference.
+//!
+//! `phase.cuh` and `factors.cuh` are compiled for the host by the machine's C++ compiler, so these tests need no GPU.
+
+mod host;
+
+use std::f64::consts::TAU;
+
+use host::{Choices, Positions};
+use longrope::reference::{Angle, FactorSets, Factors};
+use longrope::scaling::phase_step;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+/// What cosines and sines of a known phase are within: the first term that the cosine's series leaves out is
+/// (pi/4)^14 / 14! = 3.9e-13.
+const COS_SIN: f64 = 4e-13;
+/// Half a unit in the last place of an f32 just below 1.
+const F32: f64 = 6e-8;
+
+fn frequency() -> impl Strategy<Value = f64> {
+    prop_oneof![1e-9..7.0f64, (-30.0..3.0f64).prop_map(f64::exp2)]
+}
+
+/// Positions over the 32-bit range, its ends, and up to 2^62.
+fn position() -> impl Strategy<Value = i64> {
+    let wide = -(1i64 << 62)..=1 << 62;
+    let power = (0..=62u32, -1i64..=1, any::<bool>());
+    prop_oneof![
+        4 => any::<i32>().prop_map(i64::from),
+        1 => Just(i64::from(i32::MIN)),
+        1 => -100i64..100,
+        2 => wide,
+        2 => power.prop_map(|(bit, by, negative)| {
+            let value = (1i64 << bit) + by;
+            if negative { -value } else { value }
+        }),
+    ]
+}
+
+/// How far the angle of a rounded step is off, in radians: half a unit of 2^-64 turns a token.
+fn phase_error(position: i64) -> f64 {
+    position.unsigned_abs() as f64 * 2f64.powi(-65) * TAU
+}
+
+fn close(found: [f64; 2], exact: Angle, bound: f64) -> Result<(), TestCaseError> {
+    let error = (found[0] - exact.cos).abs().max((found[1] - exact.sin).abs());
+    prop_assert!(error <= bound, "{:?} against {:?}: off by {}, allowed {}", found, exact, error, bound);
+    Ok(())
+}
+
+/// The exact angle of a phase: its own value in f64 is within 1e-15 of it.
+fn angle_of_phase(phase: u64) -> Angle {
+    let signed = phase as i64;
+    let radians = (signed.unsigned_abs() as f64 * 2f64.powi(-64) * TAU).max(f64::MIN_POSITIVE);
+    Angle::of(if signed < 0 { -1 } else { 1 }, radians).unwrap()
+}
+
+/// The angle of an f32, which may be negative or zero.
+fn angle_of_f32(angle: f32) -> Angle {
+    let radians = f64::from(angle.abs()).max(f64::MIN_POSITIVE);
+    Angle::of(if angle < 0.0 { -1 } else { 1 }, radians).unwrap()
+}
+
+fn widen(pair: [f32; 2]) -> [f64; 2] {
+    pair.map(f64::from)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    #[test]
+    fn a_phase_is_the_product_modulo_a_turn(position in any::<i64>(), step in any::<u64>()) {
+        let product = i128::from(position).wrapping_mul(i128::from(step));
+        prop_assert_eq!(host::phase_at(position, step), product.rem_euclid(1 << 64) as u64);
+    }
+
+    #[test]
+    fn cosine_and_sine_of_every_phase_are_exact(
+        phase in prop_oneof![
+            any::<u64>(),
+            // Around the eighths of a turn, where the quarter changes.
+            (0..8u64, -4i64..=4).prop_map(|(eighth, by)| (eighth << 61).wrapping_add_signed(by)),
+        ],
+    ) {
+        close(host::cos_sin_of_phase(phase), angle_of_phase(phase), COS_SIN)?;
+    }
+
+    #[test]
+    fn the_angle_of_a_position_is_exact_but_for_the_rounding_of_the_step(f in frequency(), n in position()) {
+        let step = phase_step(f).unwrap();
+        let found = host::cos_sin_of_phase(host::phase_at(n, step));
+        close(found, Angle::of(n, f).unwrap(), COS_SIN + phase_error(n))?;
+    }
+
+    #[test]
+    fn cosine_and_sine_of_an_f32_angle_are_exact(
+        angle in prop_oneof![-100.0..100.0f32, -1e9..1e9f32, (-40.0..50.0f32).prop_map(f32::exp2)],
+    ) {
+        // From about 2^40 on, the number of quarter turns is not always the nearest: the rest is up to 1.03 rad, and the
+        // series leaves out up to 1.03^14 / 14!.
+        let bound = if angle.abs() < 2f32.powi(40) { COS_SIN } else { 2e-11 };
+        close(host::cos_sin_of_radians(angle), angle_of_f32(angle), bound)?;
+    }
+
+    #[test]
+    fn a_pair_has_the_exact_angle_times_the_gain(
+        pair in 0..128i32, f in frequency(), gain in 0.1..1.9f64, n in -(1i64 << 40)..=1 << 40,
+    ) {
+        let found = widen(host::pair_cos_sin(pair, phase_step(f).unwrap(), gain, n, false));
+        let exact = Angle::of(n, f).unwrap();
+        let scaled = Angle { cos: gain * exact.cos, sin: gain * exact.sin };
+        close(found, scaled, gain * (F32 + COS_SIN + phase_error(n)))?;
+    }
+
+    #[test]
+    fn in_parity_mode_a_pair_has_the_angle_of_the_f32_product(
+        pair in 0..128i32, f in 1e-7..7.0f32, gain in 0.1..1.9f32, n in any::<i32>(),
+    ) {
+        let found = host::pair_cos_sin(pair, u64::from(f.to_bits()), f64::from(gain), i64::from(n), true);
+        let exact = angle_of_f32(n as f32 * f);
+        // Rounded to f32, and then multiplied in f32: two roundings.
+        let scaled = Angle { cos: f64::from(gain) * exact.cos, sin: f64::from(gain) * exact.sin };
+        close(widen(found), scaled, f64::from(gain) * (2.0 * F32 + COS_SIN))?;
+    }
+
+    #[test]
+    fn between_two_sets_a_pair_has_the_difference_of_the_angles_and_the_quotient_of_the_gains(
+        pair in 0..128i32,
+        (from, to) in (frequency(), frequency()),
+        (from_gain, to_gain) in (0.5..1.9f64, 0.5..1.9f64),
+        n in -(1i64 << 40)..=1 << 40,
+        shift in prop_oneof![Just(0), -100i64..100, -(1i64 << 40)..=1 << 40],
+    ) {
+        let steps = (phase_step(from).unwrap(), phase_step(to).unwrap());
+        let found = host::pair_cos_sin_between(pair, (steps.0, from_gain), (steps.1, to_gain), n, shift);
+        let (old, new) = (Angle::of(n, from).unwrap(), Angle::of(n + shift, to).unwrap());
+        let gain = to_gain / from_gain;
+        let exact = Angle {
+            cos: gain * (new.cos * old.cos + new.sin * old.sin),
+            sin: gain * (new.sin * old.cos - new.cos * old.sin),
+        };
+        close(widen(found), exact, gain * (F32 + COS_SIN + phase_error(n) + phase_error(n + shift)))?;
+    }
+
+    #[test]
+    fn a_token_stands_where_its_kind_of_position_says(
+        (batch, length) in (1..4usize, 1..6usize),
+        offset in prop_oneof![-50i64..50, any::<i64>(), Just(i64::MAX)],
+        wide in vec(prop_oneof![-50i64..50, any::<i64>(), Just(i64::MAX), Just(i64::MIN)], 20),
+        narrow in vec(any::<i32>(), 20),
+    ) {
+        let places = (0..batch).flat_map(|sequence| (0..length).map(move |token| (sequence, token)));
+        for (sequence, token) in places {
+            let at = |positions| host::token_position(&positions, offset, sequence, length, token);
+            // Sums wrap.
+            let running = offset.wrapping_add(token as i64);
+            let index = sequence * length + token;
+            prop_assert_eq!(at(Positions::Offset), running);
+            prop_assert_eq!(at(Positions::DeviceOffset(wide[0])), running.wrapping_add(wide[0]));
+            prop_assert_eq!(at(Positions::PerSequence(wide.clone())), running.wrapping_add(wide[sequence]));
+            prop_assert_eq!(at(Positions::PerToken(wide.clone())), wide[index]);
+            prop_assert_eq!(at(Positions::PerToken32(narrow.clone())), i64::from(narrow[index]));
+        }
+    }
+
+    #[test]
+    fn the_set_of_a_token_is_the_one_that_the_reference_chooses(
+        original in 1i64..10_000,
+        // Around L0 and n_hat, and anywhere.
+        lengths in vec(prop_oneof![(-2i64..=2).prop_map(|by| (true, by)), (0i64..1 << 40).prop_map(|by| (false, by))], 3),
+        first_tokens in prop_oneof![Just(0i64), 1i64..100],
+        position in prop_oneof![
+            (-2i64..=2).prop_map(|by| (true, by)),
+            any::<i64>().prop_map(|by| (false, by)),
+            (-200i64..200).prop_map(|by| (false, by)),
+        ],
+        sequence in 0..3usize,
+    ) {
+        let near = |to: i64| move |(near, by): (bool, i64)| if near { to + by } else { by };
+        let lengths: Vec<i64> = lengths.into_iter().map(near(original)).map(|length| length.max(0)).collect();
+        let position = near(first_tokens)(position);
+        let factors = |frequencies| Factors { frequencies, gain: 1.0 };
+        let sets =
+            FactorSets::new(&[0.0], factors(&[1.0]), factors(&[2.0]), original as u64, first_tokens as u64).unwrap();
+        let expected = |length: i64| sets.frequencies_for(position, length as u64).frequencies[0] as i32;
+        let found = |choices| host::set_of_token(&choices, sequence, original, position, first_tokens);
+
+        let length = lengths[sequence];
+        prop_assert_eq!(found(Choices::ByLength(lengths.clone())), expected(length));
+        prop_assert_eq!(found(Choices::Short), expected(0));
+        prop_assert_eq!(found(Choices::Long), expected(i64::MAX));
+        let indices = lengths.iter().map(|&length| i32::from(length > original)).collect();
+        prop_assert_eq!(found(Choices::ByIndex(indices)), expected(length));
+    }
+
+    #[test]
+    fn an_index_of_no_set_is_bad_even_for_the_first_tokens(
+        index in any::<i32>().prop_filter("a set", |index| !(0..2).contains(index)),
+        position in -10i64..10,
+        first_tokens in 0i64..10,
+    ) {
+        prop_assert_eq!(host::set_of_token(&Choices::ByIndex(vec![index]), 0, 4096, position, first_tokens), 3);
+    }
+}

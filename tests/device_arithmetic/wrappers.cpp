@@ -1,0 +1,60 @@
+// The arithmetic of the device code as the host's compiler sees it, under plain names.
+
+#include "factors.cuh"
+#include "phase.cuh"
+
+using namespace longrope;
+
+// A set in which only the asked-for pair has this step.
+static longrope_factor_set set_with(int pair, uint64_t step, double gain) {
+    longrope_factor_set set;
+    for (int i = 0; i < LONGROPE_MAX_PAIRS; ++i) set.step[i] = 0xdeadbeefdeadbeefull;
+    set.step[pair] = step;
+    set.gain = gain;
+    return set;
+}
+
+extern "C" {
+
+uint64_t host_phase_at(int64_t position, uint64_t step) { return phase_at(position, step); }
+
+void host_cos_sin_of_phase(uint64_t phase, double *out) {
+    const CosSin angle = cos_sin_of_phase(phase);
+    out[0] = angle.cos;
+    out[1] = angle.sin;
+}
+
+void host_cos_sin_of_radians(float angle, double *out) {
+    const CosSin result = cos_sin_of_radians(angle);
+    out[0] = result.cos;
+    out[1] = result.sin;
+}
+
+void host_pair_cos_sin(int pair, uint64_t step, double gain, int64_t position, int parity, float *out) {
+    pair_cos_sin(set_with(pair, step, gain), pair, position, parity != 0, &out[0], &out[1]);
+}
+
+void host_pair_cos_sin_between(int pair, uint64_t from_step, double from_gain, uint64_t to_step, double to_gain,
+                               int64_t position, int64_t shift, float *out) {
+    pair_cos_sin_between(set_with(pair, from_step, from_gain), set_with(pair, to_step, to_gain), pair, position, shift,
+                         &out[0], &out[1]);
+}
+
+int64_t host_token_position(int32_t kind, const void *positions, int64_t offset, int64_t sequence, int64_t length,
+                            int64_t token) {
+    return token_position(kind, positions, offset, sequence, length, token);
+}
+
+// The number of the set that rotates a token: 0 plain, 1 short, 2 long, 3 none.
+int host_set_of_token(int32_t choice_kind, const void *choices, int64_t sequence, int64_t original_length,
+                      int64_t position, int64_t first_tokens) {
+    const int set = token_set(sequence_set(choice_kind, choices, sequence, original_length), position, first_tokens);
+    if (set == kBadSet) return set;
+    longrope_factor_sets sets = {};
+    sets.plain_set.gain = 0;
+    sets.short_set.gain = 1;
+    sets.long_set.gain = 2;
+    return static_cast<int>(set_by_number(sets, set).gain);
+}
+
+}
