@@ -92,6 +92,9 @@ typedef struct longrope_rotary_params {
     int32_t parity;
     /* 1: the transpose. */
     int32_t backward;
+    /* Bytes of the ring before the table of angles in shared memory. */
+    int32_t ring_bytes;
+    int32_t padding;
     longrope_factor_sets sets;
 } longrope_rotary_params;
 

@@ -24,7 +24,7 @@ struct CosSin {
 // The phase of `position` tokens, in units of 2^-64 turns.
 LONGROPE_HD uint64_t phase_at(int64_t position, uint64_t step) { return static_cast<uint64_t>(position) * step; }
 
-// Cosine and sine of x radians, |x| <= pi/4, to 1e-13. Taylor: the first terms left out are x^15/15! and x^14/14!.
+// Cosine and sine of x radians, |x| <= pi/4, to 4e-13. Taylor: the first terms left out are x^15/15! and x^14/14!.
 LONGROPE_HD CosSin cos_sin_reduced(double x) {
     const double y = x * x;
     double s = 1.0 / 6227020800.0;
@@ -65,7 +65,8 @@ LONGROPE_HD CosSin cos_sin_of_phase(uint64_t phase) {
     return turn_by_quarters(cos_sin_reduced(static_cast<double>(rest) * radians_per_unit), static_cast<uint32_t>(quarter));
 }
 
-// Cosine and sine of an f32 angle, as if with infinite precision: for |angle| < 2^50, beyond any f32 product in use.
+// Cosine and sine of an f32 angle: to 4e-13 below 2^40, far beyond any product of position and frequency in use, and to
+// 2e-11 below 2^50, where the nearest quarter turn is sometimes missed by one.
 LONGROPE_HD CosSin cos_sin_of_radians(float angle) {
     // pi/2 in three parts. Each step is a single rounding of an exact difference.
     const double quarters = rint(static_cast<double>(angle) * 0.6366197723675814);

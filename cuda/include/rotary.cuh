@@ -11,8 +11,9 @@
 // shared memory, so that loads are under way while angles are computed, without a register held for them. A thread fills
 // and reads slots of its own, and needs no barrier for them; the only barrier is between writing angles and reading them.
 //
-//   begin the loads of the first kStages - 1 steps
+//   begin the loads of the first step
 //   cosine and sine of each pair of each token         f64, a pair a thread, into shared memory
+//   begin the loads of the steps up to kStages - 1
 //   barrier
 //   for each step: wait for its slots; rotate; store; begin the loads of the step kStages - 1 ahead
 //
@@ -201,7 +202,6 @@ __device__ __forceinline__ void rotate_tokens(const longrope_rotary_params &p, c
     constexpr bool kVector = N > 1;
     using Pairs = Chunk<T, N, kInterleaved>;
     extern __shared__ int4 shared[];
-    const int threads = blockDim.x * blockDim.y * blockDim.z;
     const int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
     const int chunk = threadIdx.x;
     const Ring<T, N, kInterleaved> ring{shared + thread};
@@ -222,13 +222,13 @@ __device__ __forceinline__ void rotate_tokens(const longrope_rotary_params &p, c
         }
         async_copy_commit();
     };
-#pragma unroll
-    for (int i = 0; i < kStages - 1; ++i) begin_loads(i * heads_a_step, i);
-
-    const int stages = min(kStages, (heads + heads_a_step - 1) / heads_a_step);
-    float2 *const table = reinterpret_cast<float2 *>(shared + (kVector ? stages * kHeads * 2 * threads : 0)) +
-                          threadIdx.z * p.pairs;
+    // The angles come as early as they can: for a single token they are what takes longest.
+    begin_loads(0, 0);
+    char *const after_ring = reinterpret_cast<char *>(shared) + p.ring_bytes;
+    float2 *const table = reinterpret_cast<float2 *>(after_ring) + threadIdx.z * p.pairs;
     if (inside) fill_table<N>(p, angles, table, place);
+#pragma unroll
+    for (int i = 1; i < kStages - 1; ++i) begin_loads(i * heads_a_step, i);
     __syncthreads();
     if (!inside) return;
 

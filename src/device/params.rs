@@ -134,11 +134,13 @@ pub struct longrope_rotary_params {
     pub choice_kind: i32,
     pub parity: i32,
     pub backward: i32,
+    pub ring_bytes: i32,
+    pub padding: i32,
     pub sets: longrope_factor_sets,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of longrope_rotary_params"][::core::mem::size_of::<longrope_rotary_params>() - 3360usize];
+    ["Size of longrope_rotary_params"][::core::mem::size_of::<longrope_rotary_params>() - 3368usize];
     ["Alignment of longrope_rotary_params"][::core::mem::align_of::<longrope_rotary_params>() - 8usize];
     ["Offset of field: longrope_rotary_params::tensor"]
         [::core::mem::offset_of!(longrope_rotary_params, tensor) - 0usize];
@@ -166,8 +168,12 @@ const _: () = {
         [::core::mem::offset_of!(longrope_rotary_params, parity) - 240usize];
     ["Offset of field: longrope_rotary_params::backward"]
         [::core::mem::offset_of!(longrope_rotary_params, backward) - 244usize];
+    ["Offset of field: longrope_rotary_params::ring_bytes"]
+        [::core::mem::offset_of!(longrope_rotary_params, ring_bytes) - 248usize];
+    ["Offset of field: longrope_rotary_params::padding"]
+        [::core::mem::offset_of!(longrope_rotary_params, padding) - 252usize];
     ["Offset of field: longrope_rotary_params::sets"]
-        [::core::mem::offset_of!(longrope_rotary_params, sets) - 248usize];
+        [::core::mem::offset_of!(longrope_rotary_params, sets) - 256usize];
 };
 impl Default for longrope_rotary_params {
     fn default() -> Self {
@@ -190,20 +196,20 @@ pub struct longrope_rerotate_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of longrope_rerotate_params"][::core::mem::size_of::<longrope_rerotate_params>() - 6496usize];
+    ["Size of longrope_rerotate_params"][::core::mem::size_of::<longrope_rerotate_params>() - 6504usize];
     ["Alignment of longrope_rerotate_params"][::core::mem::align_of::<longrope_rerotate_params>() - 8usize];
     ["Offset of field: longrope_rerotate_params::rotary"]
         [::core::mem::offset_of!(longrope_rerotate_params, rotary) - 0usize];
     ["Offset of field: longrope_rerotate_params::from"]
-        [::core::mem::offset_of!(longrope_rerotate_params, from) - 3360usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, from) - 3368usize];
     ["Offset of field: longrope_rerotate_params::shift"]
-        [::core::mem::offset_of!(longrope_rerotate_params, shift) - 6472usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, shift) - 6480usize];
     ["Offset of field: longrope_rerotate_params::from_choices"]
-        [::core::mem::offset_of!(longrope_rerotate_params, from_choices) - 6480usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, from_choices) - 6488usize];
     ["Offset of field: longrope_rerotate_params::from_choice_kind"]
-        [::core::mem::offset_of!(longrope_rerotate_params, from_choice_kind) - 6488usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, from_choice_kind) - 6496usize];
     ["Offset of field: longrope_rerotate_params::padding"]
-        [::core::mem::offset_of!(longrope_rerotate_params, padding) - 6492usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, padding) - 6500usize];
 };
 impl Default for longrope_rerotate_params {
     fn default() -> Self {

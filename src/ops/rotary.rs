@@ -195,6 +195,8 @@ impl Rotary<'_> {
             choice_kind: choice_kind as i32,
             parity: i32::from(is_parity(self.sets)),
             backward: i32::from(self.direction == Direction::Backward),
+            ring_bytes: ring as i32,
+            padding: 0,
             sets: factor_sets(self.sets)?,
         };
         Ok(Some((kernel(dtype, vector, self.pairing), grid, params)))

@@ -1,18 +1,28 @@
 //! The device code's arithmetic, compiled for the host and loaded.
 
-use std::ffi::c_void;
+use std::ffi::{OsString, c_void};
 use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 
 use libloading::Library;
 
-/// The library, compiled once a run by `CXX`, or `c++`.
+/// The C++ compiler: `CXX`, or `c++`.
+fn compiler() -> OsString {
+    std::env::var_os("CXX").unwrap_or_else(|| "c++".into())
+}
+
+/// Whether there is a C++ compiler.
+pub fn has_compiler() -> bool {
+    Command::new(compiler()).arg("--version").output().is_ok()
+}
+
+/// The library, compiled once a run.
 static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = tempfile::tempdir().expect("a temporary folder");
     let library = folder.path().join("device_arithmetic.so");
-    let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    let compiler = compiler();
     let output = Command::new(&compiler)
         // Without contraction: an fma is where the source says so, as on the device.
         .args(["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-I"])

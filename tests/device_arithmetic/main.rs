@@ -1,12 +1,14 @@
 //! The arithmetic of the device code, from the kernels' own source, against the f64 reference.
 //!
-//! `phase.cuh` and `factors.cuh` are compiled for the host by the machine's C++ compiler, so these tests need no GPU.
+//! `phase.cuh` and `factors.cuh` are compiled for the host by the machine's C++ compiler, so these tests need no GPU. Without
+//! such a compiler they show as ignored.
 
 mod host;
 
 use std::f64::consts::TAU;
 
 use host::{Choices, Positions};
+use libtest_mimic::{Arguments, Trial};
 use longrope::reference::{Angle, FactorSets, Factors};
 use longrope::scaling::phase_step;
 use proptest::collection::vec;
@@ -69,13 +71,11 @@ fn widen(pair: [f32; 2]) -> [f64; 2] {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
-    #[test]
     fn a_phase_is_the_product_modulo_a_turn(position in any::<i64>(), step in any::<u64>()) {
         let product = i128::from(position).wrapping_mul(i128::from(step));
         prop_assert_eq!(host::phase_at(position, step), product.rem_euclid(1 << 64) as u64);
     }
 
-    #[test]
     fn cosine_and_sine_of_every_phase_are_exact(
         phase in prop_oneof![
             any::<u64>(),
@@ -86,14 +86,12 @@ proptest! {
         close(host::cos_sin_of_phase(phase), angle_of_phase(phase), COS_SIN)?;
     }
 
-    #[test]
     fn the_angle_of_a_position_is_exact_but_for_the_rounding_of_the_step(f in frequency(), n in position()) {
         let step = phase_step(f).unwrap();
         let found = host::cos_sin_of_phase(host::phase_at(n, step));
         close(found, Angle::of(n, f).unwrap(), COS_SIN + phase_error(n))?;
     }
 
-    #[test]
     fn cosine_and_sine_of_an_f32_angle_are_exact(
         angle in prop_oneof![-100.0..100.0f32, -1e9..1e9f32, (-40.0..50.0f32).prop_map(f32::exp2)],
     ) {
@@ -103,7 +101,6 @@ proptest! {
         close(host::cos_sin_of_radians(angle), angle_of_f32(angle), bound)?;
     }
 
-    #[test]
     fn a_pair_has_the_exact_angle_times_the_gain(
         pair in 0..128i32, f in frequency(), gain in 0.1..1.9f64, n in -(1i64 << 40)..=1 << 40,
     ) {
@@ -113,7 +110,6 @@ proptest! {
         close(found, scaled, gain * (F32 + COS_SIN + phase_error(n)))?;
     }
 
-    #[test]
     fn in_parity_mode_a_pair_has_the_angle_of_the_f32_product(
         pair in 0..128i32, f in 1e-7..7.0f32, gain in 0.1..1.9f32, n in any::<i32>(),
     ) {
@@ -124,7 +120,6 @@ proptest! {
         close(widen(found), scaled, f64::from(gain) * (2.0 * F32 + COS_SIN))?;
     }
 
-    #[test]
     fn between_two_sets_a_pair_has_the_difference_of_the_angles_and_the_quotient_of_the_gains(
         pair in 0..128i32,
         (from, to) in (frequency(), frequency()),
@@ -143,7 +138,6 @@ proptest! {
         close(widen(found), exact, gain * (F32 + COS_SIN + phase_error(n) + phase_error(n + shift)))?;
     }
 
-    #[test]
     fn a_token_stands_where_its_kind_of_position_says(
         (batch, length) in (1..4usize, 1..6usize),
         offset in prop_oneof![-50i64..50, any::<i64>(), Just(i64::MAX)],
@@ -164,7 +158,6 @@ proptest! {
         }
     }
 
-    #[test]
     fn the_set_of_a_token_is_the_one_that_the_reference_chooses(
         original in 1i64..10_000,
         // Around L0 and n_hat, and anywhere.
@@ -194,7 +187,6 @@ proptest! {
         prop_assert_eq!(found(Choices::ByIndex(indices)), expected(length));
     }
 
-    #[test]
     fn an_index_of_no_set_is_bad_even_for_the_first_tokens(
         index in any::<i32>().prop_filter("a set", |index| !(0..2).contains(index)),
         position in -10i64..10,
@@ -202,4 +194,31 @@ proptest! {
     ) {
         prop_assert_eq!(host::set_of_token(&Choices::ByIndex(vec![index]), 0, 4096, position, first_tokens), 3);
     }
+}
+
+fn main() {
+    macro_rules! tests {
+        ($($name:ident),* $(,)?) => { [$((stringify!($name), $name as fn())),*] };
+    }
+    let tests = tests![
+        a_phase_is_the_product_modulo_a_turn,
+        cosine_and_sine_of_every_phase_are_exact,
+        the_angle_of_a_position_is_exact_but_for_the_rounding_of_the_step,
+        cosine_and_sine_of_an_f32_angle_are_exact,
+        a_pair_has_the_exact_angle_times_the_gain,
+        in_parity_mode_a_pair_has_the_angle_of_the_f32_product,
+        between_two_sets_a_pair_has_the_difference_of_the_angles_and_the_quotient_of_the_gains,
+        a_token_stands_where_its_kind_of_position_says,
+        the_set_of_a_token_is_the_one_that_the_reference_chooses,
+        an_index_of_no_set_is_bad_even_for_the_first_tokens,
+    ];
+    let ignored = !host::has_compiler();
+    let trial = |(name, test): (&str, fn())| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+        .with_ignored_flag(ignored)
+    };
+    libtest_mimic::run(&Arguments::from_args(), tests.into_iter().map(trial).collect()).exit();
 }
