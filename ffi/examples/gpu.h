@@ -1,7 +1,8 @@
-/* The little of the CUDA driver that the examples need, loaded at run time: an engine has its own. Not part of longrope.
+/* The little of the CUDA driver that the examples need, loaded at run time: an engine has its own. No part of
+ * longrope.
  *
- * With the CUDA toolkit one would include <cuda.h> or <cuda_runtime.h> instead; a CUstream and a cudaStream_t are both what
- * longrope takes as a stream. */
+ * With the CUDA toolkit one would include <cuda.h> or <cuda_runtime.h> instead; longrope takes a CUstream and a
+ * cudaStream_t alike. */
 #ifndef LONGROPE_EXAMPLE_GPU_H
 #define LONGROPE_EXAMPLE_GPU_H
 
@@ -40,7 +41,8 @@ static inline int gpu_open(gpu *g) {
     g->driver = dlopen("libcuda.so.1", RTLD_NOW);
     if (!g->driver) return 0;
     if (!gpu_find(g, "cuInit", &g->init) || !gpu_find(g, "cuDeviceGet", &g->device_get) ||
-        !gpu_find(g, "cuDevicePrimaryCtxRetain", &g->context_retain) || !gpu_find(g, "cuCtxSetCurrent", &g->context_set) ||
+        !gpu_find(g, "cuDevicePrimaryCtxRetain", &g->context_retain) ||
+        !gpu_find(g, "cuCtxSetCurrent", &g->context_set) ||
         !gpu_find(g, "cuStreamCreate", &g->stream_create) ||
         !gpu_find(g, "cuStreamSynchronize", &g->stream_synchronize) || !gpu_find(g, "cuMemAlloc_v2", &g->allocate) ||
         !gpu_find(g, "cuMemFree_v2", &g->release) || !gpu_find(g, "cuMemcpyHtoDAsync_v2", &g->to_device) ||

@@ -16,8 +16,9 @@
 
 /* What a model's config.json says, shortened. */
 static const char config[] =
-    "{\"head_dim\": 8, \"max_position_embeddings\": 131072, \"original_max_position_embeddings\": 4096, \"rope_theta\": 10000.0,"
-    " \"rope_scaling\": {\"rope_type\": \"longrope\", \"short_factor\": [1, 1, 1, 1], \"long_factor\": [1, 2, 8, 32]}}";
+    "{\"head_dim\": 8, \"max_position_embeddings\": 131072, \"original_max_position_embeddings\": 4096, "
+    "\"rope_theta\": 10000.0, \"rope_scaling\": {\"rope_type\": \"longrope\", "
+    "\"short_factor\": [1, 1, 1, 1], \"long_factor\": [1, 2, 8, 32]}}";
 
 enum { TOKENS = 3, Q_HEADS = 2, K_HEADS = 1, HEAD_DIM = 8 };
 enum { Q_SIZE = TOKENS * Q_HEADS * HEAD_DIM, K_SIZE = TOKENS * K_HEADS * HEAD_DIM };

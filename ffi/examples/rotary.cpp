@@ -103,8 +103,9 @@ double difference_on_gpu(const Context &context, const longrope_rotary_desc &des
 
 int main() try {
     const FactorSets sets = sets_from_json(R"({
-        "head_dim": 8, "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "rope_theta": 10000.0,
-        "rope_scaling": {"rope_type": "longrope", "short_factor": [1, 1, 1, 1], "long_factor": [1, 2, 8, 32]}})");
+        "head_dim": 8, "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+        "rope_theta": 10000.0, "rope_scaling": {"rope_type": "longrope",
+        "short_factor": [1, 1, 1, 1], "long_factor": [1, 2, 8, 32]}})");
 
     longrope_rotary_desc desc = LONGROPE_ROTARY_DESC_INIT;
     desc.sets = sets.get();
@@ -115,7 +116,8 @@ int main() try {
     for (int i = 0; i < kTokens * kHeads[0] * kHeadDim; ++i) in[0].push_back(static_cast<float>(i % 7 - 3) / 4);
     for (int i = 0; i < kTokens * kHeads[1] * kHeadDim; ++i) in[1].push_back(static_cast<float>(i % 5 - 2) / 2);
     Values out = in;
-    const std::array<longrope_tensor_io, 2> tensors = {in_place(out[0].data(), kHeads[0]), in_place(out[1].data(), kHeads[1])};
+    const std::array<longrope_tensor_io, 2> tensors = {in_place(out[0].data(), kHeads[0]),
+                                                      in_place(out[1].data(), kHeads[1])};
     check(longrope_rotary_cpu(&desc, tensors.data(), tensors.size()));
     print("q", out[0], kHeads[0]);
     print("k", out[1], kHeads[1]);

@@ -2,34 +2,40 @@
  *
  * The contract of every function
  * ------------------------------
- * Ownership   Nothing here owns memory of yours. What a `_create` or `_from_` function returns is yours to destroy, once, with
- *             the function of that name; destroying NULL does nothing. A descriptor, and what it points to in host memory, is
- *             read during the call and not kept: factor sets may be destroyed as soon as a `_run` has returned, even if a
- *             captured graph replays it later. Memory on the device must stay valid until the kernel has ended.
+ * Ownership   Nothing here owns memory of yours. What a `_create` or `_from_` function returns is yours to destroy,
+ *             once, with the function of that name; destroying NULL does nothing. A descriptor, and what it points to
+ *             in host memory, is read during the call and not kept: factor sets may be destroyed as soon as a `_run`
+ *             has returned, even if a captured graph replays it later. Memory on the device must stay valid until the
+ *             kernel has ended.
  * Threads     A context and factor sets never change after they were made: share them between threads without a lock.
  *             Every function may be called from any thread. The message of the last error is per thread.
- * Streams     `stream` is a CUstream or cudaStream_t as `void *`. NULL is the legacy default stream, not that of the thread. A
- *             launch runs in the CUDA context of its stream (for NULL: in the current one), which need not be the primary one.
- * Launches    A `_run` is asynchronous. It launches at most one kernel; it allocates nothing on the device, synchronises
- *             nothing, copies nothing, and keeps no state. The same inputs give the same bits.
- * Capture     A `_run` can be captured in a CUDA graph. The graph keeps the descriptor and the addresses; positions, lengths
- *             and set indices in device memory are read at each replay. Make the longrope context while the CUDA context is
- *             current, or run once before capturing: the driver can't load code during a capture.
+ * Streams     `stream` is a CUstream or cudaStream_t as `void *`. NULL is the legacy default stream, not that of the
+ *             thread. A launch runs in the CUDA context of its stream (for NULL: in the current one), which need not
+ *             be the primary one.
+ * Launches    A `_run` is asynchronous. It launches at most one kernel; it allocates nothing on the device,
+ *             synchronises nothing, copies nothing, and keeps no state. The same inputs give the same bits.
+ * Capture     A `_run` can be captured in a CUDA graph. The graph keeps the descriptor and the addresses; positions,
+ *             lengths and set indices in device memory are read at each replay. Make the longrope context while the
+ *             CUDA context is current, or run once before capturing: the driver can't load code during a capture.
  * Alignment   Addresses are aligned to their elements. Nothing more is needed; the kernels are fastest where the head
  *             dimension has stride 1 and all else is a multiple of 16 bytes.
  * Strides     64-bit, in elements (not bytes), any sign and order. Outputs must not overlap themselves.
- * Errors      Every function that can fail returns a longrope_status. What the host can see is checked before anything is
- *             launched or written, and longrope_last_error_message() names the argument, the value and what was expected.
- *             Indices that lie on the device are checked by the kernel: a bad one leaves its sequence unwritten and sets a bit
- *             in the status word of the descriptor, if there is one. An error of a kernel that ran before, such as a bad
- *             address, may surface as LONGROPE_STATUS_DRIVER in a later call, as it does everywhere in CUDA.
- * No surprise Nothing here exits, aborts, throws or prints. A fault of the library itself is LONGROPE_STATUS_INTERNAL.
+ * Errors      Every function that can fail returns a longrope_status. What the host can see is checked before anything
+ *             is launched or written, and longrope_last_error_message() names the argument, the value and what was
+ *             expected. Indices that lie on the device are checked by the kernel: a bad one leaves its sequence
+ *             unwritten and sets a bit in the status word of the descriptor, if there is one. An error of a kernel
+ *             that ran before, such as a bad address, may surface as LONGROPE_STATUS_DRIVER in a later call, as it
+ *             does everywhere in CUDA.
+ * No surprise Nothing here exits, throws, prints, or aborts but for want of host memory. A fault of the library itself
+ *             is LONGROPE_STATUS_INTERNAL.
  *
- * The driver is loaded when a context is made. Nothing links CUDA, so a program that links this library starts on any machine.
+ * The driver is loaded when a context is made. Nothing links CUDA, so a program that links this library starts on any
+ * machine.
  *
- * Structs that begin with `struct_size` may grow at their end. Set it to the size that you compiled with (or start from the
- * _INIT macro, as in `longrope_rotary_desc desc = LONGROPE_ROTARY_DESC_INIT;`). Zero in any other field is its default. A longer
- * struct than the library knows is read as far as it is known. Fields that the chosen kind does not read must be zero.
+ * Structs that begin with `struct_size` may grow at their end. Set it to the size that you compiled with (or start
+ * from the _INIT macro, as in `longrope_rotary_desc desc = LONGROPE_ROTARY_DESC_INIT;`). Zero in any other field is
+ * its default. A longer struct than the library knows is read as far as it is known. Fields that the chosen kind does
+ * not read must be zero.
  */
 #ifndef LONGROPE_H
 #define LONGROPE_H
@@ -47,7 +53,7 @@
 extern "C" {
 #endif
 
-/* ---- Version ---------------------------------------------------------------------------------------------------------- */
+/* ---- Version ----------------------------------------------------------------------------------------------------- */
 
 /* The version of this header. Before 1.0.0 a new minor version may break the interface. */
 #define LONGROPE_VERSION_MAJOR 0
@@ -63,7 +69,7 @@ LONGROPE_API uint32_t longrope_version(void);
  * LONGROPE_STATUS_NO_DEVICE_CODE, and the CPU form works. */
 LONGROPE_API int32_t longrope_has_device_code(void);
 
-/* ---- Errors ----------------------------------------------------------------------------------------------------------- */
+/* ---- Errors ------------------------------------------------------------------------------------------------------ */
 
 /* What a function answers. Numbers are never reused. */
 typedef enum longrope_status {
@@ -93,23 +99,23 @@ typedef enum longrope_status {
 /* A status in a few words. Never NULL; the string is static. Any number may be given. */
 LONGROPE_API const char *longrope_status_string(int32_t status);
 
-/* What was wrong with the last call of this thread that failed, in one sentence; empty if none has. Never NULL. It is valid
- * until the next call of this thread that fails. */
+/* What was wrong with the last call of this thread that failed, in one sentence; empty if none has. Never NULL. It is
+ * valid until the next call of this thread that fails. */
 LONGROPE_API const char *longrope_last_error_message(void);
 
-/* ---- Context ---------------------------------------------------------------------------------------------------------- */
+/* ---- Context ----------------------------------------------------------------------------------------------------- */
 
 /* The kernels, loaded for a GPU. It belongs to no CUDA context. */
 typedef struct longrope_context longrope_context;
 
-/* Starts the driver and loads the kernels for device `device` (its number by cuDeviceGet). All slow work is done here. On an
- * error `*context` is NULL. */
+/* Starts the driver and loads the kernels for device `device` (its number by cuDeviceGet). All slow work is done here.
+ * On an error `*context` is NULL. */
 LONGROPE_API longrope_status longrope_context_create(int32_t device, longrope_context **context);
 
 /* Unloads the kernels. None may be running, and no graph that captured one may be replayed after this. */
 LONGROPE_API void longrope_context_destroy(longrope_context *context);
 
-/* ---- Factor sets: which angle ----------------------------------------------------------------------------------------- */
+/* ---- Factor sets: which angle ------------------------------------------------------------------------------------ */
 
 /* The frequency of each pair of dimensions, in three sets: plain for the first tokens, short for sequences of up to the
  * original length (exactly that length is short), long for longer ones; with a gain that multiplies cosine and sine. */
@@ -119,8 +125,8 @@ typedef struct longrope_factor_sets longrope_factor_sets;
 typedef enum longrope_angles {
     /* The exact phase of the frequency at every position. */
     LONGROPE_ANGLES_EXACT = 0,
-    /* Parity with Hugging Face: the position in f32 times the frequency in f32, rounded. Off by up to 0.12 rad below position
-     * 2^21; to compare with, not to compute. Re-rotation does not take it. */
+    /* Parity with Hugging Face: the position in f32 times the frequency in f32, rounded. Off by up to 0.12 rad below
+     * position 2^21; to compare with, not to compute. Re-rotation does not take it. */
     LONGROPE_ANGLES_PARITY = 1,
     /* The exact phase of the frequency rounded to f32, which is what Hugging Face's models hold. */
     LONGROPE_ANGLES_EXACT_OF_F32 = 2
@@ -161,9 +167,9 @@ typedef struct longrope_frequencies_f32 {
 } longrope_frequencies_f32;
 
 #define LONGROPE_FREQUENCIES_INIT \
-    { (uint32_t)sizeof(longrope_frequencies), 0, 0, NULL, NULL, NULL, 0.0, 0.0, 0, 0 }
+    { sizeof(longrope_frequencies), 0, 0, NULL, NULL, NULL, 0.0, 0.0, 0, 0 }
 #define LONGROPE_FREQUENCIES_F32_INIT \
-    { (uint32_t)sizeof(longrope_frequencies_f32), 0, 0, NULL, NULL, NULL, 0.0, 0.0, 0, 0 }
+    { sizeof(longrope_frequencies_f32), 0, 0, NULL, NULL, NULL, 0.0, 0.0, 0, 0 }
 
 /* From frequencies. The arrays are copied. On an error `*sets` is NULL. */
 LONGROPE_API longrope_status longrope_factor_sets_from_frequencies(const longrope_frequencies *frequencies,
@@ -171,12 +177,13 @@ LONGROPE_API longrope_status longrope_factor_sets_from_frequencies(const longrop
 LONGROPE_API longrope_status longrope_factor_sets_from_frequencies_f32(const longrope_frequencies_f32 *frequencies,
                                                                        longrope_factor_sets **sets);
 
+/* Frees factor sets. No call may be using them. */
 LONGROPE_API void longrope_factor_sets_destroy(longrope_factor_sets *sets);
 
 /* How many pairs of dimensions turn: half the rotary dimension. 0 for NULL. */
 LONGROPE_API int64_t longrope_factor_sets_pairs(const longrope_factor_sets *sets);
 
-/* ---- Tensors ---------------------------------------------------------------------------------------------------------- */
+/* ---- Tensors ----------------------------------------------------------------------------------------------------- */
 
 /* The type of an element. */
 typedef enum longrope_dtype {
@@ -193,14 +200,15 @@ typedef struct longrope_tensor {
     int64_t stride[4]; /* in elements, for the same dimensions; all 0: contiguous in this order */
 } longrope_tensor;
 
-/* What is read and what is written. They have the same shape and type, and are either the same memory with the same strides or do
- * not overlap. An output that is all zero means in place. Inputs that are not also outputs are never written. */
+/* What is read and what is written. They have the same shape and type, and are either the same memory with the same
+ * strides or do not overlap. An output that is all zero means in place. Inputs that are not also outputs are never
+ * written. */
 typedef struct longrope_tensor_io {
     longrope_tensor input;
     longrope_tensor output;
 } longrope_tensor_io;
 
-/* ---- Rotary embedding ------------------------------------------------------------------------------------------------- */
+/* ---- Rotary embedding -------------------------------------------------------------------------------------------- */
 
 /* Which two dimensions of a head form pair i. */
 typedef enum longrope_pairing {
@@ -229,13 +237,13 @@ typedef enum longrope_choices {
 /* Bits of the status word. */
 #define LONGROPE_BAD_CHOICE 1u /* an index other than 0 and 1; its sequence was not written */
 
-/* A rotation: pair (x1, x2) becomes gain * (x1 cos - x2 sin, x2 cos + x1 sin) of the angle at its token's position. The first
- * 2 * pairs dimensions of a head turn, the others are copied. `positions`, `choices` and `status` are device addresses
- * (host addresses for the CPU form). */
+/* A rotation: pair (x1, x2) becomes gain * (x1 cos - x2 sin, x2 cos + x1 sin) of the angle at its token's position.
+ * The first 2 * pairs dimensions of a head turn, the others are copied. `positions`, `choices` and `status` are device
+ * addresses (host addresses for the CPU form). */
 typedef struct longrope_rotary_desc {
     uint32_t struct_size;
     int32_t pairing;                  /* a longrope_pairing */
-    int32_t backward;                 /* 0: rotate. 1: the transpose, from the gradient of the output to that of the input */
+    int32_t backward;                 /* 0: rotate. 1: the transpose, which takes gradients back */
     int32_t position_kind;            /* a longrope_positions */
     int32_t choice_kind;              /* a longrope_choices */
     uint32_t flags;                   /* none is defined yet */
@@ -248,47 +256,48 @@ typedef struct longrope_rotary_desc {
 } longrope_rotary_desc;
 
 #define LONGROPE_ROTARY_DESC_INIT \
-    { (uint32_t)sizeof(longrope_rotary_desc), 0, 0, 0, 0, 0, NULL, 0, NULL, 0, NULL, NULL }
+    { sizeof(longrope_rotary_desc), 0, 0, 0, 0, 0, NULL, 0, NULL, 0, NULL, NULL }
 
 /* Whether longrope_rotary_run takes these arguments, or why not. Pure: asks no GPU, reads nothing on the device. */
-LONGROPE_API longrope_status longrope_rotary_supported(const longrope_rotary_desc *desc, const longrope_tensor_io *tensors,
-                                                       size_t count);
+LONGROPE_API longrope_status longrope_rotary_supported(const longrope_rotary_desc *desc,
+                                                       const longrope_tensor_io *tensors, size_t count);
 
-/* How much scratch memory a run needs: none, `*bytes` is 0. Here so that every operation is asked in the same way. Pure. */
+/* How much scratch memory a run needs: none, `*bytes` is 0. Here so that every operation is asked in the same way.
+ * Pure. */
 LONGROPE_API longrope_status longrope_rotary_workspace_size(const longrope_rotary_desc *desc,
                                                             const longrope_tensor_io *tensors, size_t count,
                                                             size_t *bytes);
 
-/* Launches the rotation of one tensor, or of two with the same batch, length, head dimension and type (queries and keys), which
- * may be parts of one packed buffer. Tensors without elements are legal and launch nothing. */
+/* Launches the rotation of one tensor, or of two with the same batch, length, head dimension and type (queries and
+ * keys), which may be parts of one packed buffer. Tensors without elements are legal and launch nothing. */
 LONGROPE_API longrope_status longrope_rotary_run(const longrope_context *context, const longrope_rotary_desc *desc,
                                                  const longrope_tensor_io *tensors, size_t count, void *stream);
 
-/* The same on the CPU, now: what an engine's tests can compare with, no GPU needed. All addresses are of host memory, the
- * type is F32; what longrope_rotary_run takes and refuses, this does. With exact angles the result is within
+/* The same on the CPU, now: what an engine's tests can compare with, no GPU needed. All addresses are of host memory,
+ * the type is F32; what longrope_rotary_run takes and refuses, this does. With exact angles the result is within
  * 2.4e-7 * gain * hypot(x1, x2) of the exact value. It runs on threads of the library, one a core or as many as the
  * environment's RAYON_NUM_THREADS says, and gives the same bits for any number. */
 LONGROPE_API longrope_status longrope_rotary_cpu(const longrope_rotary_desc *desc, const longrope_tensor_io *tensors,
                                                  size_t count);
 
-/* ---- Re-rotation ------------------------------------------------------------------------------------------------------ */
+/* ---- Re-rotation ------------------------------------------------------------------------------------------------- */
 
 /* A change of what was rotated already, as keys in a cache are: out of one factor set, into another, and by a shift of
- * position; the gain becomes the ratio of the two. For one attention this is what rotating the original keys anew gives, up to
- * the rounding of the stored keys. For a whole model it approximates a new prefill: hidden states of upper layers were formed under
- * the old factors. */
+ * position; the gain becomes the ratio of the two. For one attention this is what rotating the original keys anew
+ * gives, up to the rounding of the stored keys. For a whole model it approximates a new prefill: hidden states of
+ * upper layers were formed under the old factors. */
 typedef struct longrope_rerotate_desc {
     uint32_t struct_size;
     int32_t from_choice_kind;         /* a longrope_choices: which set each sequence was rotated by */
-    const longrope_rotary_desc *to;   /* required: the sets to rotate into, and the positions as they were; not backward */
-    const longrope_factor_sets *from; /* required: the sets that the tensors were rotated by; as many pairs as to->sets */
+    const longrope_rotary_desc *to;   /* required: into which sets, and the positions as they were; not backward */
+    const longrope_factor_sets *from; /* required: out of which sets; as many pairs as to->sets */
     int64_t shift;                    /* how far every position moves */
     int64_t from_choice_length;       /* as choice_length of longrope_rotary_desc */
     const void *from_choices;         /* as choices of longrope_rotary_desc */
 } longrope_rerotate_desc;
 
 #define LONGROPE_REROTATE_DESC_INIT \
-    { (uint32_t)sizeof(longrope_rerotate_desc), 0, NULL, NULL, 0, 0, NULL }
+    { sizeof(longrope_rerotate_desc), 0, NULL, NULL, 0, 0, NULL }
 
 /* As the functions of the same name above. Angles must be exact. There is no CPU form. */
 LONGROPE_API longrope_status longrope_rerotate_supported(const longrope_rerotate_desc *desc,

@@ -12,14 +12,30 @@ use crate::abi::Status;
 use crate::api::api;
 use crate::library::{Language, Link, Program, package, stdout, succeed};
 
-/// A driver that claims a version and a compute capability.
-fn driver(version: u32, (major, minor): (u32, u32), silent: bool) -> TempDir {
+/// What a made-up driver is like.
+#[derive(Debug, Clone, Copy)]
+struct Driver {
+    version: u32,
+    capability: (u32, u32),
+    has_current_context: bool,
+    lacks_functions: bool,
+}
+
+/// A driver that will do.
+const GOOD: Driver =
+    Driver { version: 13_000, capability: (9, 0), has_current_context: true, lacks_functions: false };
+
+/// A machine with this driver.
+fn driver(driver: Driver) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
     let mut command = Command::new(compiler);
     command.args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]);
-    command.args([format!("-DVERSION={version}"), format!("-DMAJOR={major}"), format!("-DMINOR={minor}")]);
-    if silent {
+    let (major, minor) = driver.capability;
+    let current = i32::from(driver.has_current_context);
+    command.arg(format!("-DVERSION={}", driver.version)).arg(format!("-DCURRENT={current}"));
+    command.args([format!("-DMAJOR={major}"), format!("-DMINOR={minor}")]);
+    if driver.lacks_functions {
         command.arg("-DSILENT_AFTER_VERSION");
     }
     command.arg("-I").arg(package().join("../cuda/include"));
@@ -75,14 +91,14 @@ fn without_a_driver_the_message_says_which_to_install() {
 
 #[test]
 fn an_old_driver_is_named_with_both_versions() {
-    let machine = driver(12_080, (9, 0), false);
+    let machine = driver(Driver { version: 12_080, ..GOOD });
     let message = "the NVIDIA driver supports CUDA 12.8, and the device code needs CUDA 13.0: install a driver of version 580";
     explained(machine.path(), Status::OldDriver, message);
 }
 
 #[test]
 fn an_old_gpu_is_named_with_both_capabilities() {
-    let machine = driver(13_000, (7, 5), false);
+    let machine = driver(Driver { capability: (7, 5), ..GOOD });
     explained(
         machine.path(),
         Status::OldDevice,
@@ -93,7 +109,7 @@ fn an_old_gpu_is_named_with_both_capabilities() {
 #[test]
 fn a_panic_is_caught_and_not_printed() {
     // The binding of the driver panics where a function is missing. `explained` sees that nothing is printed.
-    let machine = driver(13_000, (9, 0), true);
+    let machine = driver(Driver { lacks_functions: true, ..GOOD });
     explained(machine.path(), Status::Internal, "a fault of the library at ");
 }
 
@@ -105,13 +121,16 @@ fn launch(machine: &Path) -> String {
 
 #[test]
 fn a_launch_is_one_call_of_the_driver_with_what_the_descriptor_says() {
-    let machine = driver(13_000, (9, 0), false);
-    let text = launch(machine.path());
+    let text = launch(driver(GOOD).path());
     // SAFETY: no arguments.
     if unsafe { (api().has_device_code)() } == 0 {
         assert!(text.contains("create: 4 this build has no device code"), "{text}");
         return;
     }
+    // Without a current context there is none to load the code into.
+    let without = launch(driver(Driver { has_current_context: false, ..GOOD }).path());
+    assert_eq!(without, text.replace("driver: cuKernelGetFunction\n", ""));
+
     // 2^64 / 2 pi, its half, quarter and eighth.
     let steps = |first: &str| format!("28be60db9391054a 145f306dc9c882a5 {first}");
     let (quarter, key_strides) = ("0a2f9836e4e44153", "30 6 6 1");
@@ -136,6 +155,7 @@ fn a_launch_is_one_call_of_the_driver_with_what_the_descriptor_says() {
          from: 0\n\
          no such device: 7 device 1: no such GPU; this machine has 1\n\
          driver: cuLibraryLoadData an image\n\
+         driver: cuKernelGetFunction\n\
          create: 0\n\
          driver: cuLaunchKernel longrope_rotary_b on stream 0x77\n\
          driver:   tensor 0: 0x10000 to 0x20000, 3 heads\n\

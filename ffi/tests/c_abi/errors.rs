@@ -251,6 +251,11 @@ fn tensors_that_do_not_fit_are_named() {
         "tensors[0].output.dtype: 0 is not valid",
     );
     rotary_refused(
+        |_, io| io[0].output = Tensor { dtype: 1, ..IN_PLACE },
+        Invalid,
+        "tensors[0].output: shape [0, 0, 0, 0] is not valid; expected [2, 3, 2, 8]",
+    );
+    rotary_refused(
         |_, io| {
             io[0].output = tensor(SOMEWHERE.wrapping_byte_add(1 << 20).cast(), SHAPE);
             io[0].output.stride = [48, 16, 0, 1];
@@ -430,7 +435,7 @@ fn a_wrong_configuration_is_named_by_its_path() {
     };
     refuse(&config("[1, -2]"), "rope_scaling.long_factor[1]: -2 is not valid");
     refuse(&config("[1]"), "rope_scaling.long_factor: a list of 1 is not valid; expected 2 numbers");
-    refuse("{}", "head_dim: missing");
+    refuse("{}", "max_position_embeddings: missing; expected a whole number");
     refuse("{\"head_dim\": 4", "not valid JSON: ");
     refuse("", "not valid JSON: ");
     refuse("{\"a\\u0000b\": }", "not valid JSON: ");
@@ -472,7 +477,7 @@ fn tensors_without_elements_are_nothing_to_do() {
 fn each_thread_has_a_message_of_its_own() {
     let barrier = std::sync::Barrier::new(2);
     std::thread::scope(|scope| {
-        for (json, start) in [("[]", "config.json"), ("{}", "head_dim: missing")] {
+        for (json, start) in [("[]", "configuration: a list"), ("{}", "max_position_embeddings: missing")] {
             let barrier = &barrier;
             scope.spawn(move || {
                 assert_eq!(message(), "", "a new thread has seen no failure");

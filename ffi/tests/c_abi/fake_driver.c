@@ -1,6 +1,7 @@
-/* A libcuda.so.1 that has no GPU: it answers the questions that longrope asks a driver, and prints what it is told to do.
+/* A libcuda.so.1 that has no GPU: it answers what longrope asks a driver, and prints what it is told to do.
  *
- * VERSION, MAJOR and MINOR say what it claims to be. SILENT_AFTER_VERSION makes one that lacks all other functions. */
+ * VERSION, MAJOR and MINOR say what it claims to be, CURRENT whether a CUDA context is current.
+ * SILENT_AFTER_VERSION makes one that lacks all other functions. */
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -59,9 +60,19 @@ int cuLibraryGetKernel(void **kernel, void *library, const char *name) {
     return 0;
 }
 
+int cuCtxGetCurrent(void **context) {
+    static int current;
+    *context = CURRENT ? &current : NULL;
+    return 0;
+}
+
+/* Loads a kernel's code into the current context. */
 int cuKernelGetFunction(void **function, void *kernel) {
+    static int count;
     *function = kernel;
-    return 201; /* no context is current */
+    if (!CURRENT) return 201;
+    if (count++ == 0) printf("driver: cuKernelGetFunction\n");
+    return 0;
 }
 
 static void print_stride(const char *name, const int64_t *stride) {
@@ -87,7 +98,8 @@ int cuLaunchKernel(void *kernel, unsigned x, unsigned y, unsigned z, unsigned th
     printf("driver: cuLaunchKernel %.17s on stream %p\n", (const char *)kernel, stream);
     for (t = 0; t < 2; ++t) {
         if (p->tensor[t].heads == 0) continue;
-        printf("driver:   tensor %d: %p to %p, %d heads\n", t, p->tensor[t].in, p->tensor[t].out, (int)p->tensor[t].heads);
+        printf("driver:   tensor %d: %p to %p, %d heads\n", t, p->tensor[t].in, p->tensor[t].out,
+               (int)p->tensor[t].heads);
         print_stride("from", p->tensor[t].in_stride);
         print_stride("to", p->tensor[t].out_stride);
     }
