@@ -19,6 +19,7 @@ fn main() {
     for variable in ["LONGROPE_IMAGE_DIR", "LONGROPE_REQUIRE_CUDA", "NVCC", "CUDA_HOME", "CUDA_PATH"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
+    println!("cargo::rustc-check-cfg=cfg(no_device_code)");
     println!("cargo::rerun-if-changed=cuda");
     println!("cargo::rerun-if-changed=build");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -31,6 +32,7 @@ fn main() {
             if env::var_os("DOCS_RS").is_none() {
                 println!("cargo::warning=built without device code: {reason}; launches will return an error");
             }
+            println!("cargo::rustc-cfg=no_device_code");
             write_table(&out, &[]);
         }
     }
