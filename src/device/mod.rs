@@ -11,7 +11,7 @@ pub(crate) mod params;
 mod tensor;
 
 pub use context::Context;
-pub(crate) use context::Grid;
+pub(crate) use context::{Family, Grid};
 pub use driver::{DeviceError, Stream};
 pub use image::is_embedded;
 pub(crate) use tensor::Address;

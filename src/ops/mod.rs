@@ -5,8 +5,22 @@
 //! launch; what lies on the device is checked in the kernel, which skips a bad entry and sets a bit in the caller's status
 //! word.
 
+use crate::device::Family;
+
+mod attention;
+mod attention_sm80;
 mod factors;
+mod merge;
 mod rotary;
 
-pub(crate) use rotary::kernel_names as rotary_kernel_names;
+pub use attention::{Attention, AttentionTensors, BAD_SEQUENCE, Packed, Sequences, Starts, Workspace};
+pub use merge::{Merge, Parts};
 pub use rotary::{BAD_CHOICE, DeviceChoices, DevicePositions, Rerotate, Rotary, RotaryTensor};
+
+/// The families of kernels that a context loads.
+pub(crate) fn kernel_families() -> Vec<Family> {
+    let mut families = attention::families();
+    families.push(rotary::family());
+    families.push(merge::family());
+    families
+}

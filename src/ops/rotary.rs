@@ -8,7 +8,7 @@ use crate::device::params::{
     LONGROPE_POSITION_PER_SEQUENCE, LONGROPE_POSITION_PER_TOKEN, LONGROPE_POSITION_PER_TOKEN_32,
     longrope_rerotate_params, longrope_rotary_params, longrope_rotary_tensor,
 };
-use crate::device::{Address, Context, DeviceTensor, Dtype, Grid, Stream};
+use crate::device::{Address, Context, DeviceTensor, Dtype, Family, Grid, Stream};
 use crate::ops::factors::{factor_sets, is_parity};
 use crate::scaling::{FactorSets, SetChoice};
 
@@ -418,7 +418,8 @@ fn kernel(dtype: Dtype, vector: bool, pairing: Pairing) -> &'static Kernel {
     &KERNELS[dtype + if vector { 0 } else { 2 } + interleaved]
 }
 
-/// The names of all kernels of this family.
-pub(crate) fn kernel_names() -> impl Iterator<Item = &'static str> {
-    KERNELS.iter().flat_map(|kernel| [kernel.plain, kernel.between])
+/// The kernels of this family.
+pub(super) fn family() -> Family {
+    let kernels = KERNELS.iter().flat_map(|kernel| [kernel.plain, kernel.between]).collect();
+    Family { image: "rotary", kernels, shared_bytes: 0 }
 }
