@@ -107,8 +107,8 @@ def flashinfer_agrees(library):
     agree("FlashInfer with a table of exact angles, f16, to positions +-2^30", worst)
 
     # Their own angles: a frequency by __powf (a logarithm of 13.3 off by up to 2 ulp, the product with it, an
-    # exponential: 1.9e-6 of the angle), position times frequency and its reduction in f32 (3e-7 of the angle; ours 6e-8), __sincosf
-    # (2^-21.2 within a turn).
+    # exponential: 1.9e-6 of the angle), position times frequency and its reduction in f32 (3e-7 of the angle; ours
+    # 6e-8), __sincosf (2^-21.2 within a turn).
     worst = 0.0
     for first in (0, 960):
         length = 64
