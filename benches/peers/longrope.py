@@ -70,7 +70,7 @@ class AttentionDesc(c.Structure):
 
 
 class AttentionTensors(c.Structure):
-    _fields_ = [(name, Tensor) for name in ("q", "k", "v", "out", "lse")]
+    _fields_ = [("q", Tensor), ("k", Tensor), ("v", Tensor), ("out", Tensor), ("lse", Tensor)]
 
 
 class Longrope:
