@@ -140,6 +140,8 @@ typedef struct longrope_attention_params {
     /* Packed: int32 or int64 [sequences + 1] in device memory, by `starts_are_wide`. */
     const void *query_starts;
     const void *key_starts;
+    /* Packed: a sequence with more queries is bad. */
+    int64_t max_query_length;
     /* Global position of the first query: this, plus `query_offsets[sequence]` if there are any. */
     int64_t query_offset;
     const int64_t *query_offsets;

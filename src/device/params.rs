@@ -241,6 +241,7 @@ pub struct longrope_attention_params {
     pub key_length: i64,
     pub query_starts: *const ::core::ffi::c_void,
     pub key_starts: *const ::core::ffi::c_void,
+    pub max_query_length: i64,
     pub query_offset: i64,
     pub query_offsets: *const i64,
     pub key_offset: i64,
@@ -262,7 +263,7 @@ pub struct longrope_attention_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of longrope_attention_params"][::core::mem::size_of::<longrope_attention_params>() - 320usize];
+    ["Size of longrope_attention_params"][::core::mem::size_of::<longrope_attention_params>() - 328usize];
     ["Alignment of longrope_attention_params"][::core::mem::align_of::<longrope_attention_params>() - 8usize];
     ["Offset of field: longrope_attention_params::q"]
         [::core::mem::offset_of!(longrope_attention_params, q) - 0usize];
@@ -292,42 +293,44 @@ const _: () = {
         [::core::mem::offset_of!(longrope_attention_params, query_starts) - 208usize];
     ["Offset of field: longrope_attention_params::key_starts"]
         [::core::mem::offset_of!(longrope_attention_params, key_starts) - 216usize];
+    ["Offset of field: longrope_attention_params::max_query_length"]
+        [::core::mem::offset_of!(longrope_attention_params, max_query_length) - 224usize];
     ["Offset of field: longrope_attention_params::query_offset"]
-        [::core::mem::offset_of!(longrope_attention_params, query_offset) - 224usize];
+        [::core::mem::offset_of!(longrope_attention_params, query_offset) - 232usize];
     ["Offset of field: longrope_attention_params::query_offsets"]
-        [::core::mem::offset_of!(longrope_attention_params, query_offsets) - 232usize];
+        [::core::mem::offset_of!(longrope_attention_params, query_offsets) - 240usize];
     ["Offset of field: longrope_attention_params::key_offset"]
-        [::core::mem::offset_of!(longrope_attention_params, key_offset) - 240usize];
+        [::core::mem::offset_of!(longrope_attention_params, key_offset) - 248usize];
     ["Offset of field: longrope_attention_params::window"]
-        [::core::mem::offset_of!(longrope_attention_params, window) - 248usize];
+        [::core::mem::offset_of!(longrope_attention_params, window) - 256usize];
     ["Offset of field: longrope_attention_params::status"]
-        [::core::mem::offset_of!(longrope_attention_params, status) - 256usize];
+        [::core::mem::offset_of!(longrope_attention_params, status) - 264usize];
     ["Offset of field: longrope_attention_params::tiles"]
-        [::core::mem::offset_of!(longrope_attention_params, tiles) - 264usize];
+        [::core::mem::offset_of!(longrope_attention_params, tiles) - 272usize];
     ["Offset of field: longrope_attention_params::sequences"]
-        [::core::mem::offset_of!(longrope_attention_params, sequences) - 272usize];
+        [::core::mem::offset_of!(longrope_attention_params, sequences) - 280usize];
     ["Offset of field: longrope_attention_params::query_heads"]
-        [::core::mem::offset_of!(longrope_attention_params, query_heads) - 276usize];
+        [::core::mem::offset_of!(longrope_attention_params, query_heads) - 284usize];
     ["Offset of field: longrope_attention_params::group"]
-        [::core::mem::offset_of!(longrope_attention_params, group) - 280usize];
+        [::core::mem::offset_of!(longrope_attention_params, group) - 288usize];
     ["Offset of field: longrope_attention_params::head_dim"]
-        [::core::mem::offset_of!(longrope_attention_params, head_dim) - 284usize];
+        [::core::mem::offset_of!(longrope_attention_params, head_dim) - 292usize];
     ["Offset of field: longrope_attention_params::section_heads"]
-        [::core::mem::offset_of!(longrope_attention_params, section_heads) - 288usize];
+        [::core::mem::offset_of!(longrope_attention_params, section_heads) - 296usize];
     ["Offset of field: longrope_attention_params::sections"]
-        [::core::mem::offset_of!(longrope_attention_params, sections) - 292usize];
+        [::core::mem::offset_of!(longrope_attention_params, sections) - 300usize];
     ["Offset of field: longrope_attention_params::sequence_kind"]
-        [::core::mem::offset_of!(longrope_attention_params, sequence_kind) - 296usize];
+        [::core::mem::offset_of!(longrope_attention_params, sequence_kind) - 304usize];
     ["Offset of field: longrope_attention_params::starts_are_wide"]
-        [::core::mem::offset_of!(longrope_attention_params, starts_are_wide) - 300usize];
+        [::core::mem::offset_of!(longrope_attention_params, starts_are_wide) - 308usize];
     ["Offset of field: longrope_attention_params::causal"]
-        [::core::mem::offset_of!(longrope_attention_params, causal) - 304usize];
+        [::core::mem::offset_of!(longrope_attention_params, causal) - 312usize];
     ["Offset of field: longrope_attention_params::out_is_f32"]
-        [::core::mem::offset_of!(longrope_attention_params, out_is_f32) - 308usize];
+        [::core::mem::offset_of!(longrope_attention_params, out_is_f32) - 316usize];
     ["Offset of field: longrope_attention_params::scale_log2"]
-        [::core::mem::offset_of!(longrope_attention_params, scale_log2) - 312usize];
+        [::core::mem::offset_of!(longrope_attention_params, scale_log2) - 320usize];
     ["Offset of field: longrope_attention_params::negate"]
-        [::core::mem::offset_of!(longrope_attention_params, negate) - 316usize];
+        [::core::mem::offset_of!(longrope_attention_params, negate) - 324usize];
 };
 impl Default for longrope_attention_params {
     fn default() -> Self {

@@ -45,7 +45,7 @@ macro_rules! head_dim {
 }
 
 static HEAD_DIMS: [HeadDim; 4] = [
-    head_dim!(64, rows 128, keys 64, stages 2),
+    head_dim!(64, rows 128, keys 112, stages 1),
     head_dim!(96, rows 128, keys 64, stages 2),
     head_dim!(128, rows 128, keys 64, stages 2),
     head_dim!(256, rows 64, keys 64, stages 1),
