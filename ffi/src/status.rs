@@ -44,11 +44,8 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let status = match &error {
-            // What the kernels do not offer, they refuse in the name of the factor sets or of all tensors together.
-            Error::Argument { argument, .. } if argument == "sets" || argument == "tensors" => {
-                Status::Unsupported
-            }
             Error::Argument { .. } => Status::InvalidArgument,
+            Error::Unsupported { .. } => Status::Unsupported,
             Error::Config(_) => Status::InvalidConfig,
             Error::Device(error) => device_status(error),
             _ => Status::Internal,
