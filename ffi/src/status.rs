@@ -35,6 +35,19 @@ impl Failure {
         Self::argument(name, "NULL", expected)
     }
 
+    /// An error of the Rust interface, of which C calls the argument by another name.
+    pub fn renamed(error: Error, name: impl FnOnce(&str) -> String) -> Self {
+        Self::from(match error {
+            Error::Argument { argument, found, expected } => {
+                Error::Argument { argument: name(&argument), found, expected }
+            }
+            Error::Unsupported { argument, found, expected } => {
+                Error::Unsupported { argument: name(&argument), found, expected }
+            }
+            other => other,
+        })
+    }
+
     /// The same failure of a struct that `name` points to.
     pub fn within(self, name: &str) -> Self {
         Self { message: format!("{name}: {}", self.message), ..self }
