@@ -181,7 +181,8 @@ fn a_descriptor_out_of_range_is_named_by_its_field() {
 
 #[test]
 fn sequences_have_the_fields_of_their_kind_and_no_others() {
-    let unused: [(&str, fn(&mut AttentionDesc)); 5] = [
+    type Change = fn(&mut AttentionDesc);
+    let unused: [(&str, Change); 5] = [
         ("index_bits", |desc| desc.index_bits = 32),
         ("sequences", |desc| desc.sequences = 1),
         ("query_starts", |desc| desc.query_starts = SOMEWHERE),
