@@ -7,7 +7,7 @@ use crate::scaling::{Angles, FactorSet, FactorSets};
 /// The parameter block of `sets`.
 pub(super) fn factor_sets(sets: &FactorSets) -> Result<longrope_factor_sets, Error> {
     if sets.pairs() > LONGROPE_MAX_PAIRS as usize {
-        return Err(Error::argument(
+        return Err(Error::unsupported(
             "sets",
             format!("{} pairs", sets.pairs()),
             format!("at most {LONGROPE_MAX_PAIRS}, a rotary dimension of 256"),

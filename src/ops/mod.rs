@@ -12,10 +12,12 @@ mod attention_sm80;
 mod factors;
 mod merge;
 mod rotary;
+mod workspace;
 
-pub use attention::{Attention, AttentionTensors, BAD_SEQUENCE, Packed, Sequences, Starts, Workspace};
+pub use attention::{Attention, AttentionTensors, BAD_SEQUENCE, Packed, Sequences, Starts};
 pub use merge::{Merge, Parts};
 pub use rotary::{BAD_CHOICE, DeviceChoices, DevicePositions, Rerotate, Rotary, RotaryTensor};
+pub use workspace::Workspace;
 
 /// The families of kernels that a context loads.
 pub(crate) fn kernel_families() -> Vec<Family> {

@@ -161,7 +161,7 @@ impl Rotary<'_> {
         let shape = Shape::new(tokens, heads, chunks);
         let blocks = u32::try_from(tokens.div_ceil(shape.tokens)).ok().filter(|blocks| *blocks < 1 << 31);
         let blocks = blocks.ok_or_else(|| {
-            Error::argument("tensors", format!("{tokens} tokens"), "fewer than 2^31 tokens")
+            Error::unsupported("tensors", format!("{tokens} tokens"), "fewer than 2^31 tokens")
         })?;
         let threads = chunks * shape.heads * shape.tokens;
         let ring = if vector { STAGES.min(shape.steps) * STEP_BYTES * threads } else { 0 };
@@ -236,7 +236,7 @@ impl Rerotate<'_> {
         tensors: &[RotaryTensor],
     ) -> Result<Option<(&'static Kernel, Grid, longrope_rerotate_params)>, Error> {
         if is_parity(self.to.sets) || is_parity(self.from) {
-            return Err(Error::argument("sets", "angles in parity mode", "exact angles"));
+            return Err(Error::unsupported("sets", "angles in parity mode", "exact angles"));
         }
         if self.from.pairs() != self.to.sets.pairs() {
             return Err(Error::argument(
@@ -302,7 +302,7 @@ fn check_tensors(rotary: &Rotary<'_>, first: &RotaryTensor, rest: &[RotaryTensor
                 return Err(Error::argument(name(part), "a null address", "an address in device memory"));
             }
             if tensor.layout.heads() > 1 << 20 {
-                return Err(Error::argument(name(part), tensor.layout.heads(), "at most 2^20 heads"));
+                return Err(Error::unsupported(name(part), tensor.layout.heads(), "at most 2^20 heads"));
             }
         }
         output.layout.check_distinct(&name("output"))?;
