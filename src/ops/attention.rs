@@ -201,6 +201,7 @@ impl Attention {
             // A window beyond 63 bits reaches everything.
             window: self.attention.window.map_or(0, |window| i64::try_from(window).unwrap_or(i64::MAX)),
             status: self.status.unwrap_or(0) as *mut u32,
+            max_query_length: longest as i64,
             tiles: tiles as i64,
             sequences: sequences as i32,
             query_heads: heads as i32,

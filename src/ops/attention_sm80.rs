@@ -21,7 +21,7 @@ struct HeadDim {
     kernels: [Kernel; 4],
 }
 
-/// `$rows`, `$keys` and `$stages` as in the source's `AttentionShape`.
+/// `$rows`, `$keys` and `$stages` as in the source's `AttentionShape`; with any strides, the ring is of one tile.
 macro_rules! head_dim {
     ($dim:literal, rows $rows:literal, keys $keys:literal, stages $stages:literal) => {
         HeadDim {
@@ -29,9 +29,9 @@ macro_rules! head_dim {
             dim: $dim,
             kernels: [
                 head_dim!(@ $dim, "bf16_vector", $rows, $keys, $stages),
-                head_dim!(@ $dim, "bf16_strided", $rows, $keys, $stages),
+                head_dim!(@ $dim, "bf16_strided", $rows, $keys, 1),
                 head_dim!(@ $dim, "f16_vector", $rows, $keys, $stages),
-                head_dim!(@ $dim, "f16_strided", $rows, $keys, $stages),
+                head_dim!(@ $dim, "f16_strided", $rows, $keys, 1),
             ],
         }
     };
