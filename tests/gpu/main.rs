@@ -3,6 +3,7 @@
 //! A test is named after its family of kernels, so that `rotary::` as a filter runs one family. The files of a family are
 //! a folder or begin with its name: scripts/gpu-suite goes by that. Those beside this one are of all families.
 
+mod attention;
 mod buffer;
 #[path = "../cpu/random.rs"]
 mod random;
@@ -24,7 +25,7 @@ fn main() {
         Ok(gpu) => (Some(Arc::new(gpu)), String::new()),
         Err(reason) => (None, reason),
     };
-    let families = [("rotary", rotary::tests())];
+    let families = [("rotary", rotary::tests()), ("attention", attention::tests())];
     let tests =
         families.into_iter().flat_map(|(family, tests)| tests.into_iter().map(move |test| (family, test)));
     let trials = tests

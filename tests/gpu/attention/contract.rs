@@ -1,0 +1,440 @@
+//! The contract of a launch: streams, graphs, threads, equal bits, what must not be read, offsets past 2^32 elements.
+
+use cudarc::driver::sys::{CUgraphInstantiate_flags_enum, CUstreamCaptureMode_enum};
+use longrope::descriptor::{self, Layout};
+use longrope::device::{DeviceTensor, Dtype, Stream};
+use longrope::ops::{Attention, AttentionTensors, BAD_SEQUENCE, Packed, Sequences, Starts, Workspace};
+
+use crate::attention::forward::reference_problem;
+use crate::attention::oracle::{self, ONE_CALL, decode, exact, random_bits};
+use crate::buffer::{Buffer, Gpu, raw};
+use crate::random::Order;
+
+pub const TESTS: &[crate::Test] = &[
+    ("the_same_inputs_give_the_same_bits", same_bits),
+    ("a_replayed_graph_follows_queries_starts_and_offsets_on_the_device", graph),
+    ("a_launch_stays_on_its_own_stream", own_stream),
+    ("two_threads_share_a_context", two_threads),
+    ("tensors_without_elements_are_nothing_to_do", empty),
+    ("what_lies_beyond_the_keys_does_not_matter", beyond_the_keys),
+    ("a_sequence_does_not_see_the_next_one", beyond_the_sequence),
+    ("strides_past_two_to_the_32", strides),
+    ("keys_of_stride_zero_are_shared", shared_keys),
+    ("what_is_not_supported_is_named", refused),
+];
+
+const QUERIES: [usize; 4] = [2, 150, 4, 128];
+const KEYS: [usize; 4] = [2, 200, 2, 128];
+
+fn count(shape: [usize; 4]) -> usize {
+    shape.iter().product()
+}
+
+/// A problem of a size in memory: q, k, v.
+struct Inputs {
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+}
+
+fn input(gpu: &Gpu, seed: u64, shape: [usize; 4]) -> Buffer {
+    let bits = random_bits(Dtype::Bf16, seed, count(shape), 2.0);
+    Buffer::new(gpu, Dtype::Bf16, Order::Bshd, shape, 0, Some(&bits))
+}
+
+fn inputs(gpu: &Gpu, seed: u64) -> Inputs {
+    let new = |i: u64, shape| input(gpu, 16 * seed + 2 * i, shape);
+    Inputs { q: new(0, QUERIES), k: new(1, KEYS), v: new(2, KEYS) }
+}
+
+fn output(gpu: &Gpu) -> Buffer {
+    Buffer::new(gpu, Dtype::Bf16, Order::Bshd, QUERIES, 0, None)
+}
+
+fn tensors(inputs: &Inputs, out: &Buffer) -> AttentionTensors {
+    let Inputs { q, k, v } = inputs;
+    AttentionTensors { q: q.tensor, k: k.tensor, v: v.tensor, out: out.tensor, lse: None }
+}
+
+fn run_on(gpu: &Gpu, attention: &Attention, inputs: &Inputs, out: &Buffer, stream: Stream) {
+    let tensors = tensors(inputs, out);
+    // SAFETY: the buffers are as large as their layouts say, and every test reads the output before it drops them.
+    unsafe { attention.run(&gpu.kernels, &tensors, Workspace::NONE, stream) }.unwrap();
+}
+
+fn run(gpu: &Gpu, attention: &Attention, inputs: &Inputs, out: &Buffer) {
+    run_on(gpu, attention, inputs, out, gpu.raw_stream());
+}
+
+fn causal() -> Attention {
+    Attention::new(descriptor::Attention { query_offset: 50, ..descriptor::Attention::causal() })
+}
+
+fn same_bits(gpu: &Gpu) {
+    let inputs = inputs(gpu, 1);
+    let (first, attention) = (output(gpu), causal());
+    run(gpu, &attention, &inputs, &first);
+    let first = first.read(gpu);
+    for _ in 0..10 {
+        let again = output(gpu);
+        run(gpu, &attention, &inputs, &again);
+        assert_eq!(again.read(gpu), first);
+    }
+}
+
+/// Both sequences packed into tensors with a batch of 1, with all that lies on the device changed between replays.
+fn graph(gpu: &Gpu) {
+    let (query_shape, key_shape) = ([1, 150, 4, 128], [1, 200, 2, 128]);
+    let queries = [input(gpu, 20, query_shape), input(gpu, 22, query_shape)];
+    let inputs = Inputs {
+        q: Buffer::new(gpu, Dtype::Bf16, Order::Bshd, query_shape, 0, None),
+        k: input(gpu, 24, key_shape),
+        v: input(gpu, 26, key_shape),
+    };
+    let out = || Buffer::new(gpu, Dtype::Bf16, Order::Bshd, query_shape, 0, None);
+    let mut query_starts = gpu.upload(&[0i64; 3]);
+    let mut key_starts = gpu.upload(&[0i64; 3]);
+    let mut offsets = gpu.upload(&[0i64; 2]);
+    let attention = Attention {
+        attention: descriptor::Attention::causal(),
+        sequences: Sequences::Packed(Packed {
+            count: 2,
+            query_starts: gpu.address(&query_starts),
+            key_starts: gpu.address(&key_starts),
+            starts: Starts::I64,
+            max_query_length: 150,
+        }),
+        query_offsets: Some(gpu.address(&offsets)),
+        status: None,
+    };
+    let replayed = out();
+    gpu.stream.synchronize().unwrap();
+    gpu.stream.begin_capture(CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    run(gpu, &attention, &inputs, &replayed);
+    let flags = CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = gpu.stream.end_capture(flags).unwrap().expect("a graph with one node");
+    assert!(replayed.is_untouched(gpu), "capturing runs nothing");
+    let mut seen = Vec::new();
+    // The queries, their starts, those of the keys, and the offsets: one changes at a time.
+    for (q, new_query_starts, new_key_starts, new_offsets) in [
+        (0, [0i64, 70, 150], [0i64, 90, 200], [20i64, 30]),
+        (1, [0, 70, 150], [0, 90, 200], [20, 30]),
+        (1, [0, 149, 150], [0, 90, 200], [20, 30]),
+        (1, [0, 149, 150], [0, 150, 200], [20, 30]),
+        (1, [0, 149, 150], [0, 150, 200], [1, 49]),
+    ] {
+        copy(gpu, &queries[q], &inputs.q);
+        gpu.stream.memcpy_htod(&new_query_starts, &mut query_starts).unwrap();
+        gpu.stream.memcpy_htod(&new_key_starts, &mut key_starts).unwrap();
+        gpu.stream.memcpy_htod(&new_offsets, &mut offsets).unwrap();
+        graph.launch().unwrap();
+        let direct = out();
+        run(gpu, &attention, &inputs, &direct);
+        let result = replayed.read(gpu);
+        assert_eq!(result, direct.read(gpu));
+        assert!(!seen.contains(&result), "each replay follows what is on the device");
+        seen.push(result);
+    }
+}
+
+/// Copies a contiguous tensor on the test's stream, by an attention of which each query sees one key: the value of that key.
+fn copy(gpu: &Gpu, from: &Buffer, to: &Buffer) {
+    let one = Attention::new(descriptor::Attention { window: Some(1), ..descriptor::Attention::causal() });
+    let from = from.tensor;
+    let tensors = AttentionTensors { q: from, k: from, v: from, out: to.tensor, lse: None };
+    // SAFETY: the buffers are as large as their layouts say, and live until what is launched next was read.
+    unsafe { oracle::launch(gpu, &one, &tensors) };
+}
+
+/// The queries arrive late on a stream of its own: a kernel on any other stream would read poison.
+fn own_stream(gpu: &Gpu) {
+    let (attention, complete) = (causal(), inputs(gpu, 4));
+    let (expected, out) = (output(gpu), output(gpu));
+    run(gpu, &attention, &complete, &expected);
+    let expected = expected.read(gpu);
+    // Half a gigabyte of copies takes longer than a launch.
+    let source = gpu.stream.alloc_zeros::<u8>(1 << 29).unwrap();
+    let mut target = gpu.stream.alloc_zeros::<u8>(1 << 29).unwrap();
+    let late = Inputs { q: output(gpu), ..inputs(gpu, 4) };
+    gpu.stream.synchronize().unwrap();
+    for _ in 0..4 {
+        gpu.stream.memcpy_dtod(&source, &mut target).unwrap();
+    }
+    copy(gpu, &complete.q, &late.q);
+    run(gpu, &attention, &late, &out);
+    assert_eq!(out.read(gpu), expected);
+}
+
+fn two_threads(gpu: &Gpu) {
+    let inputs = [inputs(gpu, 5), inputs(gpu, 6)];
+    let attention = causal();
+    let expected = [0, 1].map(|i| {
+        let out = output(gpu);
+        run(gpu, &attention, &inputs[i], &out);
+        out.read(gpu)
+    });
+    assert_ne!(expected[0], expected[1]);
+    std::thread::scope(|scope| {
+        for i in 0..2 {
+            let (inputs, expected, attention) = (&inputs[i], &expected[i], &attention);
+            scope.spawn(move || {
+                gpu.cuda.bind_to_thread().unwrap();
+                let stream = gpu.cuda.new_stream().unwrap();
+                for _ in 0..50 {
+                    let out = output(gpu);
+                    gpu.stream.synchronize().unwrap();
+                    run_on(gpu, attention, inputs, &out, raw(&stream));
+                    stream.synchronize().unwrap();
+                    assert_eq!(&out.read(gpu), expected);
+                }
+            });
+        }
+    });
+}
+
+fn empty(gpu: &Gpu) {
+    let nowhere = |dtype, [b, s, h, d]: [usize; 4]| DeviceTensor {
+        address: 0,
+        dtype,
+        layout: Layout::bshd(b, s, h, d),
+    };
+    for [batch, length, heads] in [[0, 4, 2], [1, 0, 2], [0, 0, 2]] {
+        let q = nowhere(Dtype::F16, [batch, length, heads, 64]);
+        let k = nowhere(Dtype::F16, [batch, 5, heads, 64]);
+        let lse = Some(nowhere(Dtype::F32, [batch, length, heads, 1]));
+        // SAFETY: there is no element to read or write.
+        unsafe { oracle::launch(gpu, &causal(), &AttentionTensors { q, k, v: k, out: q, lse }) };
+    }
+    // Queries without a key get zeros and minus infinity, and null keys are not looked at.
+    let q = input(gpu, 7, QUERIES);
+    let k = nowhere(Dtype::Bf16, [2, 0, 2, 128]);
+    let out = output(gpu);
+    let lse = Buffer::new(gpu, Dtype::F32, Order::Bshd, [2, 150, 4, 1], 0, None);
+    let tensors = AttentionTensors { q: q.tensor, k, v: k, out: out.tensor, lse: Some(lse.tensor) };
+    // SAFETY: there is no key to read; the rest is as large as its layout says, and lives until it was read.
+    unsafe { oracle::launch(gpu, &causal(), &tensors) };
+    assert!(out.read(gpu).iter().all(|bits| bits & 0x7fff == 0));
+    assert!(lse.read(gpu).iter().all(|&bits| f32::from_bits(bits) == f32::NEG_INFINITY));
+}
+
+/// Keys and values of 200 tokens in memory for 260, of which the rest is NaN; and dimensions of 72 in rows of 128.
+fn beyond_the_keys(gpu: &Gpu) {
+    for (dtype, head_dim, length) in [
+        (Dtype::Bf16, 128, 200),
+        (Dtype::F16, 72, 129),
+        (Dtype::Bf16, 256, 65),
+        (Dtype::F16, 88, 1),
+        (Dtype::Bf16, 40, 63),
+    ] {
+        let (heads, memory_length, row) = (2, length + 60, 256);
+        let shape = [1, memory_length, heads, row];
+        let spoil = |seed| {
+            let mut bits = random_bits(dtype, seed, count(shape), 1.0);
+            for (i, x) in bits.iter_mut().enumerate() {
+                let (token, dim) = (i / (heads * row), i % row);
+                if token >= length || dim >= head_dim {
+                    *x = u32::MAX;
+                }
+            }
+            bits
+        };
+        let bits = [spoil(70), spoil(72), spoil(74)];
+        let buffers: Vec<Buffer> =
+            bits.iter().map(|bits| Buffer::new(gpu, dtype, Order::Bshd, shape, 0, Some(bits))).collect();
+        // The tensors are the first tokens and dimensions of what lies there.
+        let part = |buffer: &Buffer| DeviceTensor {
+            layout: Layout::strided([1, length, heads, head_dim], buffer.tensor.layout.strides()),
+            ..buffer.tensor
+        };
+        let out = Buffer::new(gpu, Dtype::F32, Order::Bshd, [1, length, heads, head_dim], 0, None);
+        let [q, k, v] = [0, 1, 2].map(|i| part(&buffers[i]));
+        let tensors = AttentionTensors { q, k, v, out: out.tensor, lse: None };
+        let attention = descriptor::Attention::default();
+        // SAFETY: the buffers hold more than the layouts say, and live until the output was read.
+        unsafe { oracle::launch(gpu, &Attention::new(attention), &tensors) };
+        let dense = |bits: &[u32]| -> Vec<f64> {
+            let rows = bits.chunks(row).take(length * heads);
+            rows.flat_map(|bits| decode(dtype, &bits[..head_dim])).collect()
+        };
+        let one = reference_problem(&attention, [heads, heads], [length, length], head_dim, 0);
+        let exact = exact(&one, &dense(&bits[0]), &dense(&bits[1]), &dense(&bits[2]));
+        oracle::check(&exact, dtype, ONE_CALL, (Dtype::F32, &out.read(gpu)), None).unwrap();
+    }
+}
+
+/// The first of two packed sequences, its last tile of keys shared with a second that is all NaN.
+fn beyond_the_sequence(gpu: &Gpu) {
+    let (query_shape, key_shape) = ([1, 150, 4, 128], [1, 200, 2, 128]);
+    let new = |seed, shape: [usize; 4], length| {
+        let mut bits = random_bits(Dtype::F16, seed, count(shape), 1.0);
+        bits[length * shape[2] * shape[3]..].fill(u32::MAX);
+        (Buffer::new(gpu, Dtype::F16, Order::Bshd, shape, 0, Some(&bits)), bits)
+    };
+    for (queries, keys) in [(70, 90), (1, 1), (128, 64), (65, 129)] {
+        let ((q, q_bits), (k, k_bits), (v, v_bits)) =
+            (new(80, query_shape, queries), new(82, key_shape, keys), new(84, key_shape, keys));
+        let query_starts = gpu.upload(&[0i32, queries as i32, 150]);
+        let key_starts = gpu.upload(&[0i32, keys as i32, 200]);
+        let status = gpu.upload(&[0u32]);
+        let descriptor = descriptor::Attention::default();
+        let attention = Attention {
+            attention: descriptor,
+            sequences: Sequences::Packed(Packed {
+                count: 2,
+                query_starts: gpu.address(&query_starts),
+                key_starts: gpu.address(&key_starts),
+                starts: Starts::I32,
+                max_query_length: 150,
+            }),
+            query_offsets: None,
+            status: Some(gpu.address(&status)),
+        };
+        let out = Buffer::new(gpu, Dtype::F32, Order::Bshd, query_shape, 0, None);
+        let tensors = AttentionTensors { q: q.tensor, k: k.tensor, v: v.tensor, out: out.tensor, lse: None };
+        // SAFETY: the buffers are as large as their layouts say, and live until they were read.
+        unsafe { oracle::launch(gpu, &attention, &tensors) };
+        let out = out.read(gpu);
+        assert_eq!(gpu.download(&status)[0] & BAD_SEQUENCE, 0);
+        let one = reference_problem(&descriptor, [4, 2], [queries, keys], 128, 0);
+        let first = |bits: &[u32], rows: usize, heads: usize| decode(Dtype::F16, &bits[..rows * heads * 128]);
+        let exact =
+            exact(&one, &first(&q_bits, queries, 4), &first(&k_bits, keys, 2), &first(&v_bits, keys, 2));
+        let (first, second) = out.split_at(queries * 4 * 128);
+        oracle::check(&exact, Dtype::F16, ONE_CALL, (Dtype::F32, first), None).unwrap();
+        // Of NaN comes NaN.
+        assert!(second.iter().all(|&bits| f32::from_bits(bits).is_nan()));
+    }
+}
+
+/// Three tokens, 2^31 elements apart, and two heads, 2^29 apart, of every tensor; then two batches, 9 * 2^29 apart.
+fn strides(gpu: &Gpu) {
+    let head_dim = 64;
+    let shape = [2usize, 3, 2, head_dim];
+    for strides in [[head_dim as i64, 1 << 31, 1 << 29, 1], [9 << 29, 64, 1 << 29, 1]] {
+        let start = |i: usize| {
+            let at = [i / 6, i / 2 % 3, i % 2];
+            (0..3).map(|dim| at[dim] * strides[dim] as usize).sum::<usize>()
+        };
+        let elements = (0..12).map(start).max().unwrap() + head_dim;
+        assert!(elements > 1 << 32);
+        // Queries, keys and values are the same tensor; the output has memory of its own.
+        let inputs = random_bits(Dtype::Bf16, 90, 12 * head_dim, 2.0);
+        let mut memory = gpu.stream.alloc_zeros::<u16>(elements).unwrap();
+        let mut out = gpu.stream.alloc_zeros::<u16>(elements).unwrap();
+        for (i, row) in inputs.chunks(head_dim).enumerate() {
+            let row: Vec<u16> = row.iter().map(|&bits| bits as u16).collect();
+            gpu.stream.memcpy_htod(&row, &mut memory.slice_mut(start(i)..start(i) + head_dim)).unwrap();
+            let poison = vec![u16::MAX; head_dim];
+            gpu.stream.memcpy_htod(&poison, &mut out.slice_mut(start(i)..start(i) + head_dim)).unwrap();
+        }
+        let layout = Layout::strided(shape, strides);
+        let tensor = |address| DeviceTensor { address, dtype: Dtype::Bf16, layout };
+        let (q, out_tensor) = (tensor(gpu.address(&memory)), tensor(gpu.address(&out)));
+        let attention = Attention::new(descriptor::Attention::causal());
+        let tensors = AttentionTensors { q, k: q, v: q, out: out_tensor, lse: None };
+        // SAFETY: the last element of the layout is the last of the buffers.
+        unsafe { oracle::launch(gpu, &attention, &tensors) };
+        for batch in 0..2 {
+            let one = reference_problem(&attention.attention, [2, 2], [3, 3], head_dim, 0);
+            let x = decode(Dtype::Bf16, &inputs[batch * 6 * head_dim..(batch + 1) * 6 * head_dim]);
+            let exact = exact(&one, &x, &x, &x);
+            let found: Vec<u32> = (batch * 6..batch * 6 + 6)
+                .flat_map(|i| gpu.stream.clone_dtoh(&out.slice(start(i)..start(i) + head_dim)).unwrap())
+                .map(u32::from)
+                .collect();
+            oracle::check(&exact, Dtype::Bf16, ONE_CALL, (Dtype::Bf16, &found), None).unwrap();
+        }
+    }
+}
+
+/// Heads, and then all tokens, that lie on one another: a broadcast copies nothing.
+fn shared_keys(gpu: &Gpu) {
+    let inputs = inputs(gpu, 9);
+    let [batch, length, heads, head_dim] = KEYS;
+    let full = Attention::new(descriptor::Attention::default());
+    let with = |zeros: [bool; 3]| {
+        let share = |tensor: DeviceTensor| {
+            let mut strides = tensor.layout.strides();
+            (0..3).filter(|&i| zeros[i]).for_each(|i| strides[i] = 0);
+            DeviceTensor { layout: Layout::strided(tensor.layout.shape(), strides), ..tensor }
+        };
+        let out = output(gpu);
+        let tensors = AttentionTensors {
+            k: share(inputs.k.tensor),
+            v: share(inputs.v.tensor),
+            ..tensors(&inputs, &out)
+        };
+        // SAFETY: the layouts reach no further than those of the buffers, which live until the output was read.
+        unsafe { oracle::launch(gpu, &full, &tensors) };
+        out.read(gpu)
+    };
+    // One key and value for all: each row is the value.
+    let value = &inputs.v.read(gpu)[..head_dim];
+    assert!(with([true; 3]).chunks(head_dim).all(|row| row == value));
+    // The first head's keys for all heads: as if they had been copied.
+    let copied = |buffer: &Buffer| {
+        let bits = buffer.read(gpu);
+        let rows = (0..batch * length * heads).map(|row| row / heads * heads);
+        let bits: Vec<u32> =
+            rows.flat_map(|row| bits[row * head_dim..(row + 1) * head_dim].to_vec()).collect();
+        Buffer::new(gpu, Dtype::Bf16, Order::Bshd, KEYS, 0, Some(&bits))
+    };
+    let (k, v, out) = (copied(&inputs.k), copied(&inputs.v), output(gpu));
+    let expanded = AttentionTensors { k: k.tensor, v: v.tensor, ..tensors(&inputs, &out) };
+    // SAFETY: as above.
+    unsafe { oracle::launch(gpu, &full, &expanded) };
+    assert_eq!(with([false, false, true]), out.read(gpu));
+}
+
+fn refused(gpu: &Gpu) {
+    let inputs = inputs(gpu, 10);
+    let out = output(gpu);
+    let good = tensors(&inputs, &out);
+    let message = |attention: &Attention, tensors: &AttentionTensors| {
+        assert!(attention.supported(tensors).is_err());
+        // SAFETY: nothing is launched.
+        let result = unsafe { attention.run(&gpu.kernels, tensors, Workspace::NONE, gpu.raw_stream()) };
+        result.unwrap_err().to_string()
+    };
+    let with = |change: &dyn Fn(&mut AttentionTensors)| {
+        let mut tensors = good;
+        change(&mut tensors);
+        message(&causal(), &tensors)
+    };
+    let layout = |shape: [usize; 4]| Layout::bshd(shape[0], shape[1], shape[2], shape[3]);
+    for (found, argument) in [
+        (with(&|t| t.q.dtype = Dtype::F32), "q.dtype: "),
+        (with(&|t| t.k.dtype = Dtype::F16), "k.dtype: "),
+        (with(&|t| t.out.dtype = Dtype::F16), "out.dtype: "),
+        (with(&|t| t.k.layout = layout([2, 200, 3, 128])), "v.heads: "),
+        (with(&|t| t.v.layout = layout([2, 199, 2, 128])), "v.length: "),
+        (with(&|t| t.q.address = 0), "q: "),
+        (with(&|t| t.v.address += 1), "v: "),
+        (with(&|t| t.out.layout = Layout::strided(QUERIES, [0, 512, 128, 1])), "out: "),
+        (with(&|t| t.lse = Some(t.out)), "lse.dtype: "),
+        (with(&|t| t.lse = Some(DeviceTensor { dtype: Dtype::F32, ..t.out })), "lse: "),
+    ] {
+        assert!(found.starts_with(argument), "{found}");
+    }
+    for head_dim in [4, 12, 264] {
+        let shape = [2, 150, 4, head_dim];
+        let found = with(&|t| {
+            for tensor in [&mut t.q, &mut t.k, &mut t.v, &mut t.out] {
+                tensor.layout = layout(shape);
+            }
+        });
+        assert!(found.starts_with("q.head_dim: "), "{found}");
+    }
+    let mut far = causal();
+    far.query_offsets = Some(12);
+    assert!(message(&far, &good).starts_with("query_offsets: "));
+    far = causal();
+    far.attention.query_offset = i64::MAX;
+    assert!(message(&far, &good).starts_with("query_offset: "));
+    let packed =
+        Packed { count: 1, query_starts: 0, key_starts: 8, starts: Starts::I32, max_query_length: 150 };
+    far = causal();
+    far.sequences = Sequences::Packed(packed);
+    assert!(message(&far, &good).starts_with("q.batch: "));
+    assert!(out.is_untouched(gpu));
+}
