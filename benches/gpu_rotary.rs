@@ -3,6 +3,9 @@
 //! Ours and the copy alternate, repeat by repeat, on the same buffers; each figure is the median of CUDA-event timings.
 //! The rows are `family,op,shape,unit,ours,peer,peer_value,ratio`, a ratio above 1 being better than the peer. Without a
 //! GPU it says so and measures nothing.
+//!
+//! Words name the rows wanted. `few_tokens` has no peer and is measured only when it is named: some tokens more than one,
+//! and the choices of a decoder (lengths and offsets on the device).
 
 use std::sync::Arc;
 
@@ -74,6 +77,8 @@ const CASES: [Case; 11] = [
     Case { name: "f32", dtype: Dtype::F32, tokens: 65_536, ..BASE },
 ];
 
+const LONG: DeviceChoices = DeviceChoices::All(SetChoice::Long);
+
 fn main() {
     // Cargo's own arguments mean nothing here, but a test run must not measure.
     if std::env::args().any(|argument| argument == "--test") {
@@ -86,11 +91,18 @@ fn main() {
     let cuda = CudaContext::new(0).expect("the context of device 0");
     let kernels = Context::new(0).expect("the kernels, as before");
     let bench = Bench { stream: cuda.new_stream().expect("a stream"), cuda, kernels };
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let wanted = |name: &str| words.is_empty() || words.iter().any(|word| word == name);
     println!("family,op,shape,unit,ours,peer,peer_value,ratio");
-    for case in CASES {
-        bench.bandwidth(&case);
+    for case in CASES.iter().filter(|case| wanted(case.name)) {
+        bench.bandwidth(case);
     }
-    bench.one_token();
+    if wanted("one_token") {
+        bench.one_token();
+    }
+    if words.iter().any(|word| word == "few_tokens") {
+        bench.few_tokens();
+    }
 }
 
 struct Bench {
@@ -159,7 +171,7 @@ impl Bench {
                 true => DevicePositions::PerToken(positions.device_ptr(&self.stream).0),
                 false => DevicePositions::Offset(0),
             },
-            choices: DeviceChoices::All(SetChoice::Long),
+            choices: LONG,
             status: None,
         };
         let from_choices = DeviceChoices::All(SetChoice::Short);
@@ -231,19 +243,42 @@ impl Bench {
 
     /// One token, as in decoding: a node of a graph.
     fn one_token(&self) {
-        let memory = self.random(40 * 128 * 2);
-        let case = Case { tokens: 1, form: Form::InPlace, ..BASE };
+        let ours = self.node(&Case { tokens: 1, ..BASE }, DevicePositions::Offset(1 << 20), LONG);
+        println!(
+            "rotary,one_token,b1 s1 h32/8 d128 Bf16 (graph node),us,{ours:.3},goal,2.000,{:.4}",
+            2.0 / ours
+        );
+    }
+
+    fn few_tokens(&self) {
+        let memory = self.stream.clone_htod(&[1i64 << 20]).expect("device memory");
+        let length = memory.device_ptr(&self.stream).0;
+        let row = |name: &str, case: &Case, time: f32| {
+            let [q, k] = case.heads;
+            let (tokens, dim, dtype) = (case.tokens, case.head_dim, case.dtype);
+            println!("rotary,{name},b1 s{tokens} h{q}/{k} d{dim} {dtype:?} (graph node),us,{time:.3},,,");
+        };
+        for dtype in [Dtype::Bf16, Dtype::F32] {
+            for tokens in [1, 8, 16, 32, 51, 52, 64, 128, 256] {
+                let case = Case { tokens, dtype, ..BASE };
+                row("few_tokens", &case, self.node(&case, DevicePositions::Offset(1 << 20), LONG));
+            }
+        }
+        let case = Case { tokens: 1, ..BASE };
+        let (positions, choices) = (DevicePositions::OffsetAt(length), DeviceChoices::ByLength(length));
+        row("few_tokens_of_a_decoder", &case, self.node(&case, positions, choices));
+    }
+
+    /// Microseconds of a node in a graph that rotates in place.
+    fn node(&self, case: &Case, positions: DevicePositions, choices: DeviceChoices) -> f32 {
+        let case = Case { form: Form::InPlace, ..*case };
+        let heads: usize = case.heads.iter().sum();
+        let memory = self.random(case.tokens * heads * case.head_dim * case.dtype.size());
         let tensors = self.tensors(&case, &memory, &memory, 0);
         let frequencies: Vec<f64> = (0..64).map(|i| 1e4f64.powf(-f64::from(i) / 64.0)).collect();
         let sets = FactorSets::uniform(FactorSet::exact(&frequencies, 1.0).expect("frequencies in range"));
-        let rotary = Rotary {
-            sets: &sets,
-            pairing: Pairing::HalfSplit,
-            direction: Direction::Forward,
-            positions: DevicePositions::Offset(1 << 20),
-            choices: DeviceChoices::All(SetChoice::Long),
-            status: None,
-        };
+        let (pairing, direction) = (case.pairing, Direction::Forward);
+        let rotary = Rotary { sets: &sets, pairing, direction, positions, choices, status: None };
         let mode = CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.synchronize().expect("an idle stream");
         self.stream.begin_capture(mode).expect("a capture");
@@ -260,11 +295,7 @@ impl Bench {
                 times.push(time * 1e3 / NODES as f32);
             }
         }
-        let ours = median(times);
-        println!(
-            "rotary,one_token,b1 s1 h32/8 d128 Bf16 (graph node),us,{ours:.3},goal,2.000,{:.4}",
-            2.0 / ours
-        );
+        median(times)
     }
 }
 

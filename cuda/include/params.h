@@ -21,13 +21,13 @@ typedef struct longrope_factor_set {
 
 /* The sets that a kernel chooses from, by position and by sequence. */
 typedef struct longrope_factor_sets {
-    longrope_factor_set plain_set;
-    longrope_factor_set short_set;
-    longrope_factor_set long_set;
     /* A sequence longer than this takes the long set (L0). */
     int64_t original_length;
     /* Positions below this take the plain set (n_hat); 0: none does. */
     int64_t first_tokens;
+    longrope_factor_set plain_set;
+    longrope_factor_set short_set;
+    longrope_factor_set long_set;
 } longrope_factor_sets;
 
 /* How a token's position is found. */
@@ -94,7 +94,10 @@ typedef struct longrope_rotary_params {
     int32_t backward;
     /* Bytes of the ring before the table of angles in shared memory. */
     int32_t ring_bytes;
-    int32_t padding;
+    /* For few tokens: blocks of a token, and the reciprocals (divide.cuh) of that and of `length`. */
+    uint32_t token_blocks;
+    uint32_t token_blocks_reciprocal;
+    uint32_t length_reciprocal;
     longrope_factor_sets sets;
 } longrope_rotary_params;
 

@@ -7,6 +7,7 @@
 
 mod factors;
 mod rotary;
+mod rotary_launch;
 
-pub(crate) use rotary::kernel_names as rotary_kernel_names;
 pub use rotary::{BAD_CHOICE, DeviceChoices, DevicePositions, Rerotate, Rotary, RotaryTensor};
+pub(crate) use rotary_launch::kernel_names as rotary_kernel_names;

@@ -2,6 +2,7 @@
 
 mod buffer;
 mod contract;
+mod few;
 mod large;
 mod rerotate;
 mod rotary;
@@ -21,7 +22,7 @@ fn main() {
         Ok(gpu) => (Some(Arc::new(gpu)), String::new()),
         Err(reason) => (None, reason),
     };
-    let tests = [rotary::TESTS, rerotate::TESTS, contract::TESTS, large::TESTS].concat();
+    let tests = [rotary::TESTS, few::TESTS, rerotate::TESTS, contract::TESTS, large::TESTS].concat();
     let trials = tests
         .into_iter()
         .map(|(name, test): Test| {
