@@ -6,6 +6,7 @@ mod few;
 mod large;
 mod rerotate;
 mod rotary;
+mod slices;
 
 use std::sync::Arc;
 
@@ -22,7 +23,8 @@ fn main() {
         Ok(gpu) => (Some(Arc::new(gpu)), String::new()),
         Err(reason) => (None, reason),
     };
-    let tests = [rotary::TESTS, few::TESTS, rerotate::TESTS, contract::TESTS, large::TESTS].concat();
+    let tests =
+        [rotary::TESTS, few::TESTS, rerotate::TESTS, contract::TESTS, slices::TESTS, large::TESTS].concat();
     let trials = tests
         .into_iter()
         .map(|(name, test): Test| {
