@@ -6,6 +6,7 @@ import torch
 
 DTYPES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 PARITY = 1
+OFFSET, PER_TOKEN = 0, 3
 
 
 class Tensor(c.Structure):
@@ -48,6 +49,30 @@ class RotaryDesc(c.Structure):
     ]
 
 
+class AttentionDesc(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_uint32),
+        ("causal", c.c_int32),
+        ("scale", c.c_float),
+        ("flags", c.c_uint32),
+        ("window", c.c_int64),
+        ("query_offset", c.c_int64),
+        ("key_offset", c.c_int64),
+        ("sequence_kind", c.c_int32),
+        ("index_bits", c.c_int32),
+        ("sequences", c.c_int64),
+        ("query_starts", c.c_void_p),
+        ("key_starts", c.c_void_p),
+        ("max_query_length", c.c_int64),
+        ("query_offsets", c.c_void_p),
+        ("status", c.c_void_p),
+    ]
+
+
+class AttentionTensors(c.Structure):
+    _fields_ = [(name, Tensor) for name in ("q", "k", "v", "out", "lse")]
+
+
 class Longrope:
     """The library at a path, with a context on device 0, whose CUDA context must be current."""
 
@@ -64,23 +89,58 @@ class Longrope:
     def factor_sets(self, frequencies, gain=1.0, angles=0):
         """One set for every position, from the f32 inverse frequencies of a model."""
         values = (c.c_float * len(frequencies))(*frequencies)
-        described = FrequenciesF32(
-            c.sizeof(FrequenciesF32), angles, len(frequencies), values, None, None, gain, 0.0, 0, 0
-        )
+        size = c.sizeof(FrequenciesF32)
+        described = FrequenciesF32(size, angles, len(frequencies), values, None, None, gain, 0.0, 0, 0)
         sets = c.c_void_p()
         self.check(self.library.longrope_factor_sets_from_frequencies_f32(c.byref(described), c.byref(sets)))
         return sets
 
-    def rotary(self, sets, tensors, position_offset=0):
-        """A function that rotates (input, output) pairs of [batch, length, heads, head_dim] on the current stream."""
-        desc = RotaryDesc(c.sizeof(RotaryDesc), 0, 0, 0, 0, 0, sets, position_offset, None, 0, None, None)
+    def rotary(self, sets, tensors, position_offset=0, positions=None, interleaved=False):
+        """A function that rotates (input, output) pairs of [batch, length, heads, head_dim] on the current stream.
+
+        `positions`, int64 [batch, length] on the GPU, are used instead of the offset if they are given.
+        """
+        desc = RotaryDesc(struct_size=c.sizeof(RotaryDesc), pairing=int(interleaved), sets=sets)
+        if positions is None:
+            desc.position_kind, desc.position_offset = OFFSET, position_offset
+        else:
+            assert positions.dtype == torch.int64 and positions.is_contiguous()
+            desc.position_kind, desc.positions = PER_TOKEN, positions.data_ptr()
         io = (TensorIo * len(tensors))(*(TensorIo(view(x), view(y)) for x, y in tensors))
-        stream = c.c_void_p(torch.cuda.current_stream().cuda_stream)
+        stream = current_stream()
 
         def run():
             self.check(self.library.longrope_rotary_run(self.context, c.byref(desc), io, c.c_size_t(len(io)), stream))
 
+        run.keeps = (tensors, positions)  # the memory that the descriptor names
         return run
+
+    def attention(self, q, k, v, out, lse=None, causal=True):
+        """A function for attention over [batch, length, heads, head_dim] on the current stream; lse is f32 [batch, length, heads]."""
+        if not hasattr(self.library, "longrope_attention_run"):
+            raise NotImplementedError("this library has no longrope_attention_run")
+        desc = AttentionDesc(struct_size=c.sizeof(AttentionDesc), causal=int(causal))
+        tensors = AttentionTensors(*map(view, (q, k, v, out)), Tensor() if lse is None else view(lse[..., None]))
+        size = c.c_size_t()
+        asked = self.library.longrope_attention_workspace_size(c.byref(desc), c.byref(tensors), c.byref(size))
+        self.check(asked)
+        workspace = torch.empty(size.value, dtype=torch.uint8, device=q.device)
+        scratch = c.c_void_p(workspace.data_ptr() if size.value else None)
+        stream = current_stream()
+
+        def run():
+            self.check(
+                self.library.longrope_attention_run(
+                    self.context, c.byref(desc), c.byref(tensors), scratch, size, stream
+                )
+            )
+
+        run.keeps = (q, k, v, out, lse, workspace)
+        return run
+
+
+def current_stream():
+    return c.c_void_p(torch.cuda.current_stream().cuda_stream)
 
 
 def view(x):

@@ -57,7 +57,10 @@ enum longrope_choice_kind {
 /* Bits of the caller's status word. */
 enum longrope_device_status {
     /* A set index was neither 0 nor 1. The tokens of that sequence were not written. */
-    LONGROPE_DEVICE_BAD_CHOICE = 1
+    LONGROPE_DEVICE_BAD_CHOICE = 1,
+    /* The starts of a packed sequence do not rise, lie beyond the tensor, or span more than `max_query_length`; or its
+     * position is beyond 2^62. Its rows were not written. */
+    LONGROPE_DEVICE_BAD_SEQUENCE = 2
 };
 
 /* A tensor to rotate: [batch, length, heads, head_dim]. */
@@ -111,5 +114,86 @@ typedef struct longrope_rerotate_params {
     int32_t from_choice_kind;
     int32_t padding;
 } longrope_rerotate_params;
+
+/* How a batch is laid out. */
+enum longrope_sequence_kind {
+    /* Sequences are the batch dimension, and all as long as the tensors. */
+    LONGROPE_SEQUENCES_DENSE = 0,
+    /* Tensors have a batch of 1; sequence i is tokens `starts[i]` to `starts[i + 1]`. */
+    LONGROPE_SEQUENCES_PACKED = 1
+};
+
+/* Attention forward. Tensors are [batch, length, heads, head_dim] of 16-bit elements; strides in this order. */
+typedef struct longrope_attention_params {
+    const void *q;
+    const void *k;
+    const void *v;
+    /* 16 bits as q, or f32 by `out_is_f32`. */
+    void *out;
+    /* f32 [batch, query length, heads], natural logarithm; or null. */
+    float *lse;
+    int64_t q_stride[4];
+    int64_t k_stride[4];
+    int64_t v_stride[4];
+    int64_t out_stride[4];
+    int64_t lse_stride[3];
+    /* Of the tensors: with packed sequences, of all of them together. */
+    int64_t query_length;
+    int64_t key_length;
+    /* Packed: int32 or int64 [sequences + 1] in device memory, by `starts_are_wide`. */
+    const void *query_starts;
+    const void *key_starts;
+    /* Global position of the first query: this, plus `query_offsets[sequence]` if there are any. */
+    int64_t query_offset;
+    const int64_t *query_offsets;
+    /* Global position of the first key. */
+    int64_t key_offset;
+    /* How far a query sees, its own position included; 0: no limit. */
+    int64_t window;
+    /* A word of device memory that bits of longrope_device_status are set in, or null. */
+    uint32_t *status;
+    /* Blocks of queries of a sequence, at most. */
+    int64_t tiles;
+    int32_t sequences;
+    int32_t query_heads;
+    /* Query heads a key head. */
+    int32_t group;
+    int32_t head_dim;
+    /* Heads whose blocks come before those of other heads, so that their keys and values stay in the cache; how many such
+     * sections there are. */
+    int32_t section_heads;
+    int32_t sections;
+    int32_t sequence_kind;
+    int32_t starts_are_wide;
+    int32_t causal;
+    int32_t out_is_f32;
+    /* |scale| / ln 2, above 0; and 1 if the scale is below 0. */
+    float scale_log2;
+    int32_t negate;
+} longrope_attention_params;
+
+/* The union of partial results over disjoint keys. Shapes are [batch, length, heads, head_dim], without the last for lse. */
+typedef struct longrope_merge_params {
+    /* f32; part i is `part_stride` elements after part i - 1, and so for the lse. */
+    const float *parts;
+    const float *parts_lse;
+    int64_t part_stride;
+    int64_t part_lse_stride;
+    int64_t part_count;
+    int64_t in_stride[4];
+    int64_t in_lse_stride[3];
+    /* Of the type `out_dtype`: 0 f32, 1 f16, 2 bf16. */
+    void *out;
+    /* f32, or null. */
+    float *lse;
+    int64_t out_stride[4];
+    int64_t lse_stride[3];
+    int64_t batch;
+    int64_t length;
+    int32_t heads;
+    int32_t head_dim;
+    int32_t out_dtype;
+    int32_t padding;
+} longrope_merge_params;
 
 #endif

@@ -81,6 +81,7 @@ pub const LONGROPE_CHOICE_BY_LENGTH: longrope_choice_kind = 2;
 pub const LONGROPE_CHOICE_BY_INDEX: longrope_choice_kind = 3;
 pub type longrope_choice_kind = ::core::ffi::c_uint;
 pub const LONGROPE_DEVICE_BAD_CHOICE: longrope_device_status = 1;
+pub const LONGROPE_DEVICE_BAD_SEQUENCE: longrope_device_status = 2;
 pub type longrope_device_status = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -218,6 +219,192 @@ const _: () = {
         [::core::mem::offset_of!(longrope_rerotate_params, padding) - 6508usize];
 };
 impl Default for longrope_rerotate_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+pub const LONGROPE_SEQUENCES_DENSE: longrope_sequence_kind = 0;
+pub const LONGROPE_SEQUENCES_PACKED: longrope_sequence_kind = 1;
+pub type longrope_sequence_kind = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_attention_params {
+    pub q: *const ::core::ffi::c_void,
+    pub k: *const ::core::ffi::c_void,
+    pub v: *const ::core::ffi::c_void,
+    pub out: *mut ::core::ffi::c_void,
+    pub lse: *mut f32,
+    pub q_stride: [i64; 4usize],
+    pub k_stride: [i64; 4usize],
+    pub v_stride: [i64; 4usize],
+    pub out_stride: [i64; 4usize],
+    pub lse_stride: [i64; 3usize],
+    pub query_length: i64,
+    pub key_length: i64,
+    pub query_starts: *const ::core::ffi::c_void,
+    pub key_starts: *const ::core::ffi::c_void,
+    pub query_offset: i64,
+    pub query_offsets: *const i64,
+    pub key_offset: i64,
+    pub window: i64,
+    pub status: *mut u32,
+    pub tiles: i64,
+    pub sequences: i32,
+    pub query_heads: i32,
+    pub group: i32,
+    pub head_dim: i32,
+    pub section_heads: i32,
+    pub sections: i32,
+    pub sequence_kind: i32,
+    pub starts_are_wide: i32,
+    pub causal: i32,
+    pub out_is_f32: i32,
+    pub scale_log2: f32,
+    pub negate: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_attention_params"][::core::mem::size_of::<longrope_attention_params>() - 320usize];
+    ["Alignment of longrope_attention_params"][::core::mem::align_of::<longrope_attention_params>() - 8usize];
+    ["Offset of field: longrope_attention_params::q"]
+        [::core::mem::offset_of!(longrope_attention_params, q) - 0usize];
+    ["Offset of field: longrope_attention_params::k"]
+        [::core::mem::offset_of!(longrope_attention_params, k) - 8usize];
+    ["Offset of field: longrope_attention_params::v"]
+        [::core::mem::offset_of!(longrope_attention_params, v) - 16usize];
+    ["Offset of field: longrope_attention_params::out"]
+        [::core::mem::offset_of!(longrope_attention_params, out) - 24usize];
+    ["Offset of field: longrope_attention_params::lse"]
+        [::core::mem::offset_of!(longrope_attention_params, lse) - 32usize];
+    ["Offset of field: longrope_attention_params::q_stride"]
+        [::core::mem::offset_of!(longrope_attention_params, q_stride) - 40usize];
+    ["Offset of field: longrope_attention_params::k_stride"]
+        [::core::mem::offset_of!(longrope_attention_params, k_stride) - 72usize];
+    ["Offset of field: longrope_attention_params::v_stride"]
+        [::core::mem::offset_of!(longrope_attention_params, v_stride) - 104usize];
+    ["Offset of field: longrope_attention_params::out_stride"]
+        [::core::mem::offset_of!(longrope_attention_params, out_stride) - 136usize];
+    ["Offset of field: longrope_attention_params::lse_stride"]
+        [::core::mem::offset_of!(longrope_attention_params, lse_stride) - 168usize];
+    ["Offset of field: longrope_attention_params::query_length"]
+        [::core::mem::offset_of!(longrope_attention_params, query_length) - 192usize];
+    ["Offset of field: longrope_attention_params::key_length"]
+        [::core::mem::offset_of!(longrope_attention_params, key_length) - 200usize];
+    ["Offset of field: longrope_attention_params::query_starts"]
+        [::core::mem::offset_of!(longrope_attention_params, query_starts) - 208usize];
+    ["Offset of field: longrope_attention_params::key_starts"]
+        [::core::mem::offset_of!(longrope_attention_params, key_starts) - 216usize];
+    ["Offset of field: longrope_attention_params::query_offset"]
+        [::core::mem::offset_of!(longrope_attention_params, query_offset) - 224usize];
+    ["Offset of field: longrope_attention_params::query_offsets"]
+        [::core::mem::offset_of!(longrope_attention_params, query_offsets) - 232usize];
+    ["Offset of field: longrope_attention_params::key_offset"]
+        [::core::mem::offset_of!(longrope_attention_params, key_offset) - 240usize];
+    ["Offset of field: longrope_attention_params::window"]
+        [::core::mem::offset_of!(longrope_attention_params, window) - 248usize];
+    ["Offset of field: longrope_attention_params::status"]
+        [::core::mem::offset_of!(longrope_attention_params, status) - 256usize];
+    ["Offset of field: longrope_attention_params::tiles"]
+        [::core::mem::offset_of!(longrope_attention_params, tiles) - 264usize];
+    ["Offset of field: longrope_attention_params::sequences"]
+        [::core::mem::offset_of!(longrope_attention_params, sequences) - 272usize];
+    ["Offset of field: longrope_attention_params::query_heads"]
+        [::core::mem::offset_of!(longrope_attention_params, query_heads) - 276usize];
+    ["Offset of field: longrope_attention_params::group"]
+        [::core::mem::offset_of!(longrope_attention_params, group) - 280usize];
+    ["Offset of field: longrope_attention_params::head_dim"]
+        [::core::mem::offset_of!(longrope_attention_params, head_dim) - 284usize];
+    ["Offset of field: longrope_attention_params::section_heads"]
+        [::core::mem::offset_of!(longrope_attention_params, section_heads) - 288usize];
+    ["Offset of field: longrope_attention_params::sections"]
+        [::core::mem::offset_of!(longrope_attention_params, sections) - 292usize];
+    ["Offset of field: longrope_attention_params::sequence_kind"]
+        [::core::mem::offset_of!(longrope_attention_params, sequence_kind) - 296usize];
+    ["Offset of field: longrope_attention_params::starts_are_wide"]
+        [::core::mem::offset_of!(longrope_attention_params, starts_are_wide) - 300usize];
+    ["Offset of field: longrope_attention_params::causal"]
+        [::core::mem::offset_of!(longrope_attention_params, causal) - 304usize];
+    ["Offset of field: longrope_attention_params::out_is_f32"]
+        [::core::mem::offset_of!(longrope_attention_params, out_is_f32) - 308usize];
+    ["Offset of field: longrope_attention_params::scale_log2"]
+        [::core::mem::offset_of!(longrope_attention_params, scale_log2) - 312usize];
+    ["Offset of field: longrope_attention_params::negate"]
+        [::core::mem::offset_of!(longrope_attention_params, negate) - 316usize];
+};
+impl Default for longrope_attention_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_merge_params {
+    pub parts: *const f32,
+    pub parts_lse: *const f32,
+    pub part_stride: i64,
+    pub part_lse_stride: i64,
+    pub part_count: i64,
+    pub in_stride: [i64; 4usize],
+    pub in_lse_stride: [i64; 3usize],
+    pub out: *mut ::core::ffi::c_void,
+    pub lse: *mut f32,
+    pub out_stride: [i64; 4usize],
+    pub lse_stride: [i64; 3usize],
+    pub batch: i64,
+    pub length: i64,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub out_dtype: i32,
+    pub padding: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_merge_params"][::core::mem::size_of::<longrope_merge_params>() - 200usize];
+    ["Alignment of longrope_merge_params"][::core::mem::align_of::<longrope_merge_params>() - 8usize];
+    ["Offset of field: longrope_merge_params::parts"]
+        [::core::mem::offset_of!(longrope_merge_params, parts) - 0usize];
+    ["Offset of field: longrope_merge_params::parts_lse"]
+        [::core::mem::offset_of!(longrope_merge_params, parts_lse) - 8usize];
+    ["Offset of field: longrope_merge_params::part_stride"]
+        [::core::mem::offset_of!(longrope_merge_params, part_stride) - 16usize];
+    ["Offset of field: longrope_merge_params::part_lse_stride"]
+        [::core::mem::offset_of!(longrope_merge_params, part_lse_stride) - 24usize];
+    ["Offset of field: longrope_merge_params::part_count"]
+        [::core::mem::offset_of!(longrope_merge_params, part_count) - 32usize];
+    ["Offset of field: longrope_merge_params::in_stride"]
+        [::core::mem::offset_of!(longrope_merge_params, in_stride) - 40usize];
+    ["Offset of field: longrope_merge_params::in_lse_stride"]
+        [::core::mem::offset_of!(longrope_merge_params, in_lse_stride) - 72usize];
+    ["Offset of field: longrope_merge_params::out"]
+        [::core::mem::offset_of!(longrope_merge_params, out) - 96usize];
+    ["Offset of field: longrope_merge_params::lse"]
+        [::core::mem::offset_of!(longrope_merge_params, lse) - 104usize];
+    ["Offset of field: longrope_merge_params::out_stride"]
+        [::core::mem::offset_of!(longrope_merge_params, out_stride) - 112usize];
+    ["Offset of field: longrope_merge_params::lse_stride"]
+        [::core::mem::offset_of!(longrope_merge_params, lse_stride) - 144usize];
+    ["Offset of field: longrope_merge_params::batch"]
+        [::core::mem::offset_of!(longrope_merge_params, batch) - 168usize];
+    ["Offset of field: longrope_merge_params::length"]
+        [::core::mem::offset_of!(longrope_merge_params, length) - 176usize];
+    ["Offset of field: longrope_merge_params::heads"]
+        [::core::mem::offset_of!(longrope_merge_params, heads) - 184usize];
+    ["Offset of field: longrope_merge_params::head_dim"]
+        [::core::mem::offset_of!(longrope_merge_params, head_dim) - 188usize];
+    ["Offset of field: longrope_merge_params::out_dtype"]
+        [::core::mem::offset_of!(longrope_merge_params, out_dtype) - 192usize];
+    ["Offset of field: longrope_merge_params::padding"]
+        [::core::mem::offset_of!(longrope_merge_params, padding) - 196usize];
+};
+impl Default for longrope_merge_params {
     fn default() -> Self {
         let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
         unsafe {

@@ -6,7 +6,7 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
 use longrope::device::{Context, DeviceTensor, Dtype, Stream};
 use longrope::reference::Format;
 
-use crate::rotary::random;
+use crate::random;
 
 /// A GPU with this crate's kernels.
 pub struct Gpu {

@@ -1,20 +1,21 @@
 //! Tests on a GPU. Without one they show as ignored; with `LONGROPE_REQUIRE_GPU=1` that is a failure.
+//!
+//! A test is named after its family of kernels, so that `rotary::` as a filter runs one family. The files of a family are
+//! a folder or begin with its name: scripts/gpu-suite goes by that. Those beside this one are of all families.
 
 mod buffer;
-mod contract;
-mod few;
-mod large;
-mod rerotate;
+#[path = "../cpu/random.rs"]
+mod random;
 mod rotary;
-mod slices;
 
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use proptest::test_runner::{Config, TestRunner};
 
 use buffer::Gpu;
 
-/// A test: its name and what it does on a GPU.
+/// A test: its name within its family, and what it does on a GPU.
 type Test = (&'static str, fn(&Gpu));
 
 fn main() {
@@ -23,14 +24,14 @@ fn main() {
         Ok(gpu) => (Some(Arc::new(gpu)), String::new()),
         Err(reason) => (None, reason),
     };
+    let families = [("rotary", rotary::tests())];
     let tests =
-        [rotary::TESTS, few::TESTS, rerotate::TESTS, contract::TESTS, slices::TESTS, large::TESTS].concat();
+        families.into_iter().flat_map(|(family, tests)| tests.into_iter().map(move |test| (family, test)));
     let trials = tests
-        .into_iter()
-        .map(|(name, test): Test| {
+        .map(|(family, (name, test)): (&str, Test)| {
             let (gpu, missing) = (gpu.clone(), missing.clone());
             let ignored = gpu.is_none() && !required;
-            Trial::test(name, move || match gpu {
+            Trial::test(format!("{family}::{name}"), move || match gpu {
                 Some(gpu) => {
                     test(&gpu);
                     Ok(())
@@ -44,4 +45,9 @@ fn main() {
     // One GPU, and tests that fill it: one at a time.
     arguments.test_threads = Some(1);
     libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// 256 cases, or as many as `PROPTEST_CASES` says.
+fn runner() -> TestRunner {
+    TestRunner::new(Config { failure_persistence: None, ..Config::default() })
 }

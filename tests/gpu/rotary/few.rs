@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::buffer::{Buffer, Gpu, format};
-use crate::rotary::random::{Order, values};
+use crate::random::{Order, values};
 
 pub const TESTS: &[crate::Test] = &[("a_token_alone_has_the_bits_that_it_has_among_many", alone)];
 

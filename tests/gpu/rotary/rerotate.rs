@@ -8,7 +8,8 @@ use longrope::scaling::{FactorSets, SetChoice};
 use proptest::prelude::*;
 
 use crate::buffer::{Buffer, Gpu, format};
-use crate::rotary::{Problem, problem, runner};
+use crate::rotary::rotation::{Problem, problem};
+use crate::runner;
 
 pub const TESTS: &[crate::Test] = &[
     ("re_rotation_is_within_its_bound_of_the_reference", within_bound),
@@ -105,7 +106,7 @@ fn anew(gpu: &Gpu) {
     let short = FactorSets::uniform(FactorSet::exact(&frequencies, 1.19).unwrap());
     let long = FactorSets::uniform(FactorSet::exact(&stretched, 1.19).unwrap());
     let shape = [1, 50, 2, 64];
-    let values: Vec<u32> = crate::rotary::random::values(11, 6400).iter().map(|x| x.to_bits()).collect();
+    let values: Vec<u32> = crate::random::values(11, 6400).iter().map(|x| x.to_bits()).collect();
     let rotary = |sets, offset| Rotary {
         sets,
         pairing: Pairing::HalfSplit,
@@ -114,7 +115,7 @@ fn anew(gpu: &Gpu) {
         choices: DeviceChoices::All(SetChoice::Short),
         status: None,
     };
-    let order = crate::rotary::random::Order::Bshd;
+    let order = crate::random::Order::Bshd;
     let old = Buffer::new(gpu, Dtype::F32, order, shape, 0, Some(&values));
     let new = Buffer::new(gpu, Dtype::F32, order, shape, 0, Some(&values));
     let in_place = |buffer: &Buffer| [RotaryTensor::in_place(buffer.tensor)];

@@ -1,8 +1,5 @@
 //! The rotary kernel against the reference, on random problems.
 
-#[path = "../cpu/random.rs"]
-pub mod random;
-
 use cudarc::driver::CudaSlice;
 use longrope::descriptor::{Direction, Pairing};
 use longrope::device::Dtype;
@@ -10,10 +7,10 @@ use longrope::ops::{DeviceChoices, DevicePositions, Rotary, RotaryTensor};
 use longrope::reference;
 use longrope::scaling::{FactorSet, FactorSets, SetChoice};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 
 use crate::buffer::{Buffer, Gpu, format};
-use random::{Order, order, values};
+use crate::random::{Order, order, values};
+use crate::runner;
 
 pub const TESTS: &[crate::Test] = &[
     ("a_rotation_is_within_its_bound_of_the_reference", within_bound),
@@ -220,11 +217,6 @@ impl Problem {
         }
         Ok(())
     }
-}
-
-/// 256 cases, or as many as `PROPTEST_CASES` says.
-pub fn runner() -> TestRunner {
-    TestRunner::new(Config { failure_persistence: None, ..Config::default() })
 }
 
 fn within_bound(gpu: &Gpu) {

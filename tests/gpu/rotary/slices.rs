@@ -12,7 +12,7 @@ use longrope::ops::{
 use longrope::scaling::{FactorSet, FactorSets, SetChoice};
 
 use crate::buffer::Gpu;
-use crate::rotary::random::values;
+use crate::random::values;
 
 pub const TESTS: &[crate::Test] = &[
     ("a_safe_launch_makes_the_bits_of_a_raw_one", same_bits),

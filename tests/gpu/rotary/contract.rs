@@ -7,7 +7,7 @@ use longrope::ops::{BAD_CHOICE, DeviceChoices, DevicePositions, Rotary, RotaryTe
 use longrope::scaling::{FactorSet, FactorSets};
 
 use crate::buffer::{Buffer, Gpu, raw};
-use crate::rotary::random::{Order, values};
+use crate::random::{Order, values};
 
 pub const TESTS: &[crate::Test] = &[
     ("the_same_inputs_give_the_same_bits", same_bits),

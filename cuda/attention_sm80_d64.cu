@@ -1,0 +1,11 @@
+// The instances of the portable attention kernel for head dimensions padded to 64.
+
+#include "include/attention_sm80.cuh"
+
+// Padded head dimension, blocks of 16 queries a warp, keys a tile, tiles in a ring, blocks a multiprocessor.
+using Shape = longrope::AttentionShape<64, 2, 64, 2, 2>;
+
+LONGROPE_ATTENTION_SM80(d64_bf16_vector, __nv_bfloat16, Shape, true)
+LONGROPE_ATTENTION_SM80(d64_bf16_strided, __nv_bfloat16, Shape, false)
+LONGROPE_ATTENTION_SM80(d64_f16_vector, __half, Shape, true)
+LONGROPE_ATTENTION_SM80(d64_f16_strided, __half, Shape, false)

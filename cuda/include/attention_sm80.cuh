@@ -1,0 +1,464 @@
+// Attention forward by blocks of queries, for every GPU since Ampere.
+//
+//   out = softmax(scale q k^T + mask) v        query head h reads key head h / group
+//
+// A block of four warps takes kRows queries of one head and walks over the tiles of kKeys keys that its mask leaves, from the
+// last to the first, with the online softmax of softmax.cuh. A warp has kRows / 4 of the queries to itself, kM times 16.
+//
+//            keys ->
+//          +-------+-------+-------+
+//   warp 0 |       |       |##     |      S = Q K^T     16-bit operands, f32 sums, in registers
+//   warp 1 |       |       |####   |      P = 2^(c S - m), rounded to 16 bits, in the same registers' place
+//   warp 2 |       |       |###### |      O = O 2^(m_old - m) + P V
+//   warp 3 |       |       |#######|
+//          +-------+-------+-------+
+//                     <- walk
+//
+// Sums do not drift: P V of a tile is summed on the tensor cores from zero, and added to O by an FMA that rounds, the same
+// that rescales O. Keys and values go through rings of kStages tiles, filled by asynchronous copies while others are in use.
+//
+// Shared memory, in bytes, with D the head dimension padded to 64, 96, 128 or 256 (kDim), at most 96 KiB:
+//   Q     kRows * D * 2                later the output, on its way to 16-byte stores
+//   K, V  kStages * kKeys * D * 2 each
+//
+// Blocks are numbered so that those with the most keys come first, and those that share keys come together:
+//   sequence, section of heads, tile of queries from the last to the first, head in its section
+#pragma once
+
+#include "mask.cuh"
+#include "mma.cuh"
+#include "params.h"
+#include "softmax.cuh"
+#include "tile.cuh"
+
+namespace longrope {
+
+constexpr int kAttentionThreads = 128;
+
+// The thread's index, read anew: what follows from it then holds no register in between.
+__device__ __forceinline__ int fresh_thread_index() {
+    int index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
+}
+
+// The sizes of a kernel.
+template <int kDim_, int kM_, int kKeys_, int kStages_, int kBlocks_>
+struct AttentionShape {
+    static constexpr int kDim = kDim_;        // padded head dimension
+    static constexpr int kM = kM_;            // blocks of 16 queries a warp
+    static constexpr int kRows = 64 * kM_;    // queries a block
+    static constexpr int kKeys = kKeys_;      // keys a tile
+    static constexpr int kStages = kStages_;  // tiles of K, and of V, in shared memory
+    static constexpr int kBlocks = kBlocks_;  // blocks a multiprocessor is to hold
+    static constexpr int kTileBytes = kKeys * kDim * 2;
+    static constexpr int kSharedBytes = kRows * kDim * 2 + 2 * kStages * kTileBytes;
+    static_assert(kSharedBytes <= 99 * 1024, "more than GPUs of compute capability 8.6 and 8.9 have");
+};
+
+// What a block works on: queries of one head of one sequence, from `first_query` on.
+struct AttentionBlock {
+    int64_t batch, first_query, query_length, key_length;
+    int64_t query_start, key_start;  // of the sequence, in its tensors
+    MaskLimits limits;               // of the block's queries
+    int head;
+    bool is_bad;
+
+    AttentionBlock() = default;
+
+    // Reads starts[i] and starts[i + 1].
+    static __device__ __forceinline__ void span(const void *starts, bool wide, int64_t i, int64_t &start, int64_t &end) {
+        if (wide) {
+            start = static_cast<const int64_t *>(starts)[i];
+            end = static_cast<const int64_t *>(starts)[i + 1];
+        } else {
+            start = static_cast<const int32_t *>(starts)[i];
+            end = static_cast<const int32_t *>(starts)[i + 1];
+        }
+    }
+
+    __device__ __forceinline__ AttentionBlock(const longrope_attention_params &p, int rows) {
+        const uint32_t tiles = static_cast<uint32_t>(p.tiles);
+        uint32_t index = blockIdx.x;
+        const uint32_t in_section = index % p.section_heads;
+        index /= p.section_heads;
+        const uint32_t tile = tiles - 1 - index % tiles;
+        index /= tiles;
+        head = static_cast<int>(index % p.sections * p.section_heads + in_section);
+        const int64_t sequence = index / p.sections;
+        batch = sequence;
+        first_query = static_cast<int64_t>(tile) * rows;
+        query_start = key_start = 0;
+        query_length = p.query_length;
+        key_length = p.key_length;
+        is_bad = false;
+        if (p.sequence_kind == LONGROPE_SEQUENCES_PACKED) {
+            int64_t query_end, key_end;
+            span(p.query_starts, p.starts_are_wide, sequence, query_start, query_end);
+            span(p.key_starts, p.starts_are_wide, sequence, key_start, key_end);
+            is_bad = query_start < 0 || query_end < query_start || query_end > p.query_length || key_start < 0 ||
+                     key_end < key_start || key_end > p.key_length || query_end - query_start > p.tiles * rows;
+            batch = 0;
+            query_length = query_end - query_start;
+            key_length = key_end - key_start;
+        }
+        int64_t position = p.query_offset;
+        if (p.query_offsets) {
+            position = saturating_add(position, p.query_offsets[sequence]);
+            const int64_t far = int64_t{1} << 62;
+            is_bad |= position < -far || position > far - query_length;
+        }
+        limits = mask_limits(position + first_query, p.causal, p.window, p.key_offset);
+    }
+};
+
+// The part of a warp: its queries, their sums, and how a tile of keys is added.
+template <class T, class Shape>
+struct AttentionWarp {
+    static constexpr int kM = Shape::kM, kKeys = Shape::kKeys, kDim = Shape::kDim;
+    static constexpr int kKeyBlocks = kKeys / 8, kDimBlocks = kDim / 8;
+    using Layout = Tile<kDim>;
+
+    float output[kM][kDimBlocks][4];
+    RowState row[kM][2];
+
+    __device__ __forceinline__ void reset() {
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+#pragma unroll
+            for (int n = 0; n < kDimBlocks; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) output[m][n][i] = 0.0f;
+            }
+            row[m][0].reset();
+            row[m][1].reset();
+        }
+    }
+
+    // Where a lane's first matrix row lies in a tile of queries, keys, values: bytes from the tile's start. `first_row`:
+    // this warp's first query in its tile.
+    static __device__ __forceinline__ uint32_t query_offset(int first_row, int lane) {
+        return Layout::at(first_row + lane % 16, lane / 16);
+    }
+    static __device__ __forceinline__ uint32_t key_offset(int lane) {
+        return Layout::at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    }
+    static __device__ __forceinline__ uint32_t value_offset(int lane) { return Layout::at(lane % 16, lane / 16); }
+
+    // S = Q K^T of this warp's queries and a tile of keys, by the addresses of this lane.
+    static __device__ __forceinline__ void logits(float (&s)[kM][kKeyBlocks][4], uint32_t q, uint32_t k) {
+        // Not known to be the same in every tile: what follows from it is not to hold registers between them.
+        asm volatile("" : "+r"(q));
+#pragma unroll
+        for (int step = 0; step < kDim / 16; ++step) {
+            uint32_t a[kM][4];
+#pragma unroll
+            for (int m = 0; m < kM; ++m) {
+                load_matrices(a[m], Layout::advance(q, 2 * step) + 16 * m * Layout::kRowBytes);
+            }
+#pragma unroll
+            for (int n = 0; n < kKeyBlocks; n += 2) {
+                uint32_t b[4];
+                load_matrices(b, Layout::advance(k, 2 * step) + 8 * n * Layout::kRowBytes);
+#pragma unroll
+                for (int m = 0; m < kM; ++m) {
+                    mma(s[m][n], a[m], b[0], b[1], step == 0, T());
+                    mma(s[m][n + 1], a[m], b[2], b[3], step == 0, T());
+                }
+            }
+        }
+    }
+
+    // Turns logits into weights of 16 bits, and returns the factors of what was summed before.
+    __device__ __forceinline__ void weigh(uint32_t (&p)[kM][kKeyBlocks][2], float (&factor)[kM][2],
+                                          const float (&s)[kM][kKeyBlocks][4], float c) {
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                float largest = -INFINITY;
+#pragma unroll
+                for (int n = 0; n < kKeyBlocks; ++n) {
+                    largest = fmaxf(largest, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+                }
+                factor[m][half] = row[m][half].raise(largest, c);
+                const float shift = kWeightBias<T> - row[m][half].finite();
+                float sum = 0.0f;
+#pragma unroll
+                for (int n = 0; n < kKeyBlocks; ++n) {
+                    const float x = exp2_approx(fmaf(s[m][n][2 * half], c, shift));
+                    const float y = exp2_approx(fmaf(s[m][n][2 * half + 1], c, shift));
+                    sum += x + y;
+                    p[m][n][half] = pack(x, y, T());
+                }
+                row[m][half].sum += sum;
+            }
+        }
+    }
+
+    // O = O factor + P V, by this lane's address of the values.
+    __device__ __forceinline__ void add_values(const uint32_t (&p)[kM][kKeyBlocks][2], const float (&factor)[kM][2],
+                                               uint32_t v) {
+#pragma unroll
+        for (int n = 0; n < kDimBlocks; n += 2) {
+            float sum[kM][2][4];
+#pragma unroll
+            for (int step = 0; step < kKeys / 16; ++step) {
+                uint32_t b[4];
+                load_matrices_transposed(b, Layout::advance(v, n) + 16 * step * Layout::kRowBytes);
+#pragma unroll
+                for (int m = 0; m < kM; ++m) {
+                    const uint32_t a[4] = {p[m][2 * step][0], p[m][2 * step][1], p[m][2 * step + 1][0],
+                                           p[m][2 * step + 1][1]};
+                    mma(sum[m][0], a, b[0], b[1], step == 0, T());
+                    mma(sum[m][1], a, b[2], b[3], step == 0, T());
+                }
+            }
+#pragma unroll
+            for (int m = 0; m < kM; ++m) {
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        output[m][n + j][i] = fmaf(output[m][n + j][i], factor[m][i / 2], sum[m][j][i]);
+                    }
+                }
+            }
+        }
+    }
+};
+
+// What some queries of a block see, in tiles of keys.
+struct TileRange {
+    int first, end;            // with a key that one of them sees
+    int full_first, full_end;  // with keys that all of them see
+
+    TileRange() = default;
+
+    // Queries `first_row` to before `first_row + rows` of the block, as far as they exist.
+    __device__ __forceinline__ TileRange(const AttentionBlock &block, int first_row, int rows, int keys) {
+        const int64_t last = block.query_length - block.first_query - 1;
+        const KeyRange top = block.limits.visible(min(static_cast<int64_t>(first_row), last), block.key_length);
+        const KeyRange bottom = block.limits.visible(min(static_cast<int64_t>(first_row + rows - 1), last), block.key_length);
+        first = static_cast<int>(top.first / keys);
+        end = bottom.end > top.first ? static_cast<int>((bottom.end + keys - 1) / keys) : first;
+        full_first = static_cast<int>((bottom.first + keys - 1) / keys);
+        full_end = static_cast<int>(top.end / keys);
+    }
+};
+
+// Masks the logits of a tile: of each row, what lies outside of its visible keys.
+template <class Shape>
+__device__ __forceinline__ void mask_logits(float (&s)[Shape::kM][Shape::kKeys / 8][4], const AttentionBlock &block,
+                                            int64_t first_key) {
+    const int thread = fresh_thread_index(), lane = thread % 32, first_row = thread / 32 * 16 * Shape::kM;
+    // Relative to the tile. Beyond this, a row sees all of it or nothing.
+    constexpr int kFar = 1 << 20;
+    const int first = static_cast<int>(clamp(block.limits.first - first_key, -kFar, kFar)) + first_row + lane / 4;
+    const int end = static_cast<int>(clamp(block.limits.end - first_key, -kFar, kFar)) + first_row + lane / 4;
+    const int length = static_cast<int>(clamp(block.key_length - first_key, 0, Shape::kKeys));
+#pragma unroll
+    for (int m = 0; m < Shape::kM; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            // Of the columns that this lane holds.
+            const int low = first + 16 * m + 8 * half - lane % 4 * 2;
+            const int high = min(end + 16 * m + 8 * half, length) - lane % 4 * 2;
+#pragma unroll
+            for (int n = 0; n < Shape::kKeys / 8; ++n) {
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    if (8 * n + i < low || 8 * n + i >= high) s[m][n][2 * half + i] = -INFINITY;
+                }
+            }
+        }
+    }
+}
+
+// Writes this warp's rows: the output over the sum, and the log-sum-exp.
+template <class T, class Shape, bool kVector>
+__device__ __forceinline__ void store_rows(const longrope_attention_params &p, const AttentionBlock &block,
+                                           const AttentionWarp<T, Shape> &warp, char *staging) {
+    const int thread = fresh_thread_index(), lane = thread % 32, first_row = thread / 32 * 16 * Shape::kM;
+    using Layout = Tile<Shape::kDim>;
+    constexpr int kM = Shape::kM;
+    const int64_t first = block.first_query + first_row;  // this warp's first query
+    float inverse[kM][2];
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float sum = warp.row[m][half].total();
+            inverse[m][half] = sum == 0.0f ? 0.0f : 1.0f / sum;
+            const int64_t query = first + 16 * m + 8 * half + lane / 4;
+            if (p.lse && lane % 4 == 0 && query < block.query_length) {
+                const float log2_sum = log2f(sum) + (warp.row[m][half].finite() - kWeightBias<T>);
+                p.lse[block.batch * p.lse_stride[0] + (block.query_start + query) * p.lse_stride[1] +
+                      block.head * p.lse_stride[2]] = sum == 0.0f ? -INFINITY : log2_sum * 0.693147180559945f;
+            }
+        }
+    }
+    const int64_t head_offset =
+        block.batch * p.out_stride[0] + block.query_start * p.out_stride[1] + block.head * p.out_stride[2];
+    if (p.out_is_f32) {
+        float *const out = static_cast<float *>(p.out) + head_offset;
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+#pragma unroll
+            for (int n = 0; n < Shape::kDim / 8; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const int64_t query = first + 16 * m + i / 2 * 8 + lane / 4;
+                    const int dim = 8 * n + lane % 4 * 2 + i % 2;
+                    if (query < block.query_length && dim < p.head_dim) {
+                        out[query * p.out_stride[1] + dim * p.out_stride[3]] = warp.output[m][n][i] * inverse[m][i / 2];
+                    }
+                }
+            }
+        }
+        return;
+    }
+    // Through shared memory, into rows of 16-byte chunks. The place of this warp's queries, which it alone reads.
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+        for (int n = 0; n < Shape::kDim / 8; ++n) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = first_row + 16 * m + 8 * half + lane / 4;
+                *reinterpret_cast<uint32_t *>(staging + Layout::at(row, n) + lane % 4 * 4) =
+                    pack(warp.output[m][n][2 * half] * inverse[m][half], warp.output[m][n][2 * half + 1] * inverse[m][half], T());
+            }
+        }
+    }
+    __syncwarp();
+    T *const out = static_cast<T *>(p.out) + head_offset;
+    for (int i = lane; i < 16 * kM * Layout::kChunks; i += 32) {
+        const int row = i / Layout::kChunks, chunk = i % Layout::kChunks;
+        const int64_t query = first + row;
+        if (query >= block.query_length) continue;
+        const auto x = *reinterpret_cast<const Vector<T, 8> *>(staging + Layout::at(first_row + row, chunk));
+        T *const to = out + query * p.out_stride[1] + chunk * 8 * p.out_stride[3];
+        if constexpr (kVector) {
+            if (chunk * 8 < p.head_dim) store_vector<T, 8>(to, x);
+        } else {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                if (chunk * 8 + j < p.head_dim) to[j * p.out_stride[3]] = x.element[j];
+            }
+        }
+    }
+}
+
+// Flips the sign of every query: a scale below zero, as a scale above.
+template <class Shape>
+__device__ __forceinline__ void negate_queries(char *queries, int thread) {
+    uint32_t *const words = reinterpret_cast<uint32_t *>(queries);
+    for (int i = thread; i < Shape::kRows * Shape::kDim / 2; i += kAttentionThreads) words[i] ^= 0x80008000u;
+}
+
+template <class T, class Shape, bool kVector>
+__device__ __forceinline__ void attend(const longrope_attention_params &p) {
+    constexpr int kKeys = Shape::kKeys, kStages = Shape::kStages;
+    using QueryLoader = TileLoader<T, Shape::kDim, Shape::kRows, kAttentionThreads, kVector>;
+    using Loader = TileLoader<T, Shape::kDim, kKeys, kAttentionThreads, kVector>;
+    extern __shared__ __align__(128) char shared_bytes[];
+    char *const queries = shared_bytes;
+    char *const keys = queries + Shape::kRows * Shape::kDim * 2;
+    char *const values = keys + kStages * Shape::kTileBytes;
+    const int thread = threadIdx.x, lane = thread % 32, first_row = thread / 32 * 16 * Shape::kM;
+
+    // In shared memory, since what is needed now and then must not hold a register through the loop.
+    __shared__ AttentionBlock block;
+    __shared__ TileRange ranges[kAttentionThreads / 32];
+    if (thread == 0) block = AttentionBlock(p, Shape::kRows);
+    __syncthreads();
+    if (block.head >= p.query_heads) return;  // the last section may be short
+    if (block.is_bad) {
+        if (p.status && thread == 0) atomicOr(p.status, LONGROPE_DEVICE_BAD_SEQUENCE);
+        return;
+    }
+    if (block.first_query >= block.query_length) return;
+
+    // Tiles from `first_tile` to before `end_tile` have a key that some query of the block sees.
+    const int rows = static_cast<int>(min(static_cast<int64_t>(Shape::kRows), block.query_length - block.first_query));
+    const TileRange all(block, 0, Shape::kRows, kKeys);
+    TileRange &sees = ranges[thread / 32];
+    if (lane == 0) sees = TileRange(block, first_row, 16 * Shape::kM, kKeys);
+    const T *const q = static_cast<const T *>(p.q) + block.batch * p.q_stride[0] +
+                       (block.query_start + block.first_query) * p.q_stride[1] + block.head * p.q_stride[2];
+    const int64_t last_key = static_cast<int64_t>(all.end - 1) * kKeys;
+    const auto last_tile = [&](const void *tensor, const int64_t(&stride)[4]) {
+        return static_cast<const T *>(tensor) + block.batch * stride[0] + (block.key_start + last_key) * stride[1] +
+               block.head / p.group * stride[2];
+    };
+    Loader key_loader(last_tile(p.k, p.k_stride), p.k_stride[1], p.k_stride[3], p.head_dim, thread);
+    Loader value_loader(last_tile(p.v, p.v_stride), p.v_stride[1], p.v_stride[3], p.head_dim, thread);
+
+    AttentionWarp<T, Shape> warp;
+    warp.reset();
+    if (all.first < all.end) {
+        const int first_stage = kStages > 1 ? (all.end - 1) % 2 * Shape::kTileBytes : 0;
+        // Tiles before the last are whole.
+        const int there = static_cast<int>(min(static_cast<int64_t>(kKeys), block.key_length - last_key));
+        QueryLoader(q, p.q_stride[1], p.q_stride[3], p.head_dim, thread)
+            .template begin<false>(queries, p.q_stride[1], p.q_stride[3], rows);
+        key_loader.template begin<false>(keys + first_stage, p.k_stride[1], p.k_stride[3], there);
+        if (kStages > 1) value_loader.template begin<false>(values + first_stage, p.v_stride[1], p.v_stride[3], there);
+        async_copy_commit();
+        if (p.negate) {
+            async_copy_wait<0>();
+            __syncthreads();
+            negate_queries<Shape>(queries, thread);
+        }
+    }
+    using Warp = AttentionWarp<T, Shape>;
+    const uint32_t q_lane = static_cast<uint32_t>(__cvta_generic_to_shared(queries)) + Warp::query_offset(first_row, lane);
+    const uint32_t k_lane = static_cast<uint32_t>(__cvta_generic_to_shared(keys)) + Warp::key_offset(lane);
+    const uint32_t v_lane = static_cast<uint32_t>(__cvta_generic_to_shared(values)) + Warp::value_offset(lane);
+
+    for (int tile = all.end - 1; tile >= all.first; --tile) {
+        const int stage = kStages > 1 ? tile & 1 : 0;
+        const bool more = tile > all.first;
+        // What was begun before has come, and nobody uses what the next loads overwrite.
+        async_copy_wait<0>();
+        __syncthreads();
+        const bool seen = tile >= sees.first && tile < sees.end;
+        const bool masked = tile < sees.full_first || tile >= sees.full_end;
+        if (kStages == 1) {
+            // The last tile of a sequence may be short.
+            const int there = static_cast<int>(min(static_cast<int64_t>(kKeys), block.key_length - static_cast<int64_t>(tile) * kKeys));
+            value_loader.template begin<false>(values, p.v_stride[1], p.v_stride[3], there);
+            async_copy_commit();
+        } else if (more) {
+            key_loader.template begin<true>(keys + (stage ^ 1) * Shape::kTileBytes, p.k_stride[1], p.k_stride[3], kKeys);
+            value_loader.template begin<true>(values + (stage ^ 1) * Shape::kTileBytes, p.v_stride[1], p.v_stride[3], kKeys);
+            async_copy_commit();
+        }
+        uint32_t weights[Shape::kM][kKeys / 8][2];
+        float factor[Shape::kM][2];
+        if (seen) {
+            float s[Shape::kM][kKeys / 8][4];
+            warp.logits(s, q_lane, k_lane + stage * Shape::kTileBytes);
+            if (masked) mask_logits<Shape>(s, block, static_cast<int64_t>(tile) * kKeys);
+            warp.weigh(weights, factor, s, p.scale_log2);
+        }
+        if (kStages == 1) {
+            async_copy_wait<0>();
+            __syncthreads();
+            if (more) key_loader.template begin<true>(keys, p.k_stride[1], p.k_stride[3], kKeys);
+            async_copy_commit();
+        }
+        if (seen) warp.add_values(weights, factor, v_lane + stage * Shape::kTileBytes);
+    }
+    store_rows<T, Shape, kVector>(p, block, warp, queries);
+}
+
+}  // namespace longrope
+
+// A kernel for a padded head dimension: element type x whether 16 bytes can be moved at once.
+#define LONGROPE_ATTENTION_SM80(name, T, Shape, vector)                                                       \
+    extern "C" __global__ void __launch_bounds__(longrope::kAttentionThreads, Shape::kBlocks)                 \
+        longrope_attention_sm80_##name(const __grid_constant__ longrope_attention_params p) {                 \
+        longrope::attend<T, Shape, vector>(p);                                                                \
+    }

@@ -1,0 +1,128 @@
+"""What belongs to each family of kernels, and what the result of each of its parts depends on."""
+
+import csv
+import hashlib
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+GOALS = ROOT / "benches" / "goals.csv"
+KNOWN = ROOT / "benches" / "peers" / "known.csv"
+KINDS = ["tests", "sanitizer", "bench", "peers"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The files of a family, by patterns of paths from the root, beside those that all families share."""
+
+    device: tuple[str, ...]  # what they include follows from them
+    launch: tuple[str, ...]
+    tests: tuple[str, ...]
+    bench: str
+    abi: tuple[str, ...]
+    # The program comes first, then what it needs.
+    peers: tuple[str, ...]
+    # Operations whose goals are against peers; the goals of all others are the bench's.
+    peer_goals: tuple[str, ...] = ()
+    # Cases of each property test; of a run under a sanitizer.
+    cases_tests: int = 10_000
+    cases_sanitizer: int = 8
+    # Tests, by a part of their names, that are too large for a sanitizer.
+    large: tuple[str, ...] = ()
+
+
+FAMILIES = {
+    "rotary": Family(
+        device=("cuda/rotary.cu",),
+        launch=("src/ops/rotary*.rs", "src/ops/factors.rs"),
+        tests=("tests/gpu/rotary/*.rs",),
+        bench="gpu_rotary",
+        abi=("ffi/src/rotary.rs", "ffi/src/factors.rs"),
+        peers=("benches/peers/rotary.py",),
+        large=("two_to_the_32", "a_launch_stays_on_its_own_stream", "safe_launches_on_two_streams"),
+    ),
+}
+
+# Of every family: for all parts, for tests and sanitizers, for the bench, for the peers.
+SHARED = ("src/device/*.rs", "build.rs", "build/*.rs")
+SHARED_TESTS = ("tests/gpu/main.rs", "tests/gpu/buffer.rs", "tests/cpu/random.rs")
+SHARED_BENCH = ("benches/gpu/*.rs",)
+SHARED_PEERS = (
+    *(f"benches/peers/{name}.py" for name in ("longrope", "turns")),
+    *(f"ffi/src/{name}.rs" for name in ("abi", "arguments", "context", "status", "tensor")),
+)
+
+
+def fail(message: str) -> None:
+    sys.exit(f"gpu-suite: {message}")
+
+
+def goals(name: str, kind: str) -> dict[tuple[str, str, str], str]:
+    """The goals that a part of a family is held to, by op, shape and unit."""
+    with GOALS.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["family"] == name]
+    of_peers = FAMILIES[name].peer_goals
+    rows = [row for row in rows if kind == ("peers" if row["op"] in of_peers else "bench")]
+    return {(row["op"], row["shape"], row["unit"]): row["goal"] for row in rows}
+
+
+def known(name: str) -> dict[tuple[str, str, str, str], tuple[float, str]]:
+    """What peers were seen to do: the value and its source, by op, shape, unit and peer."""
+    with KNOWN.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["family"] == name]
+    return {(row["op"], row["shape"], row["unit"], row["peer"]): (float(row["value"]), row["source"]) for row in rows}
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def includes(source: Path) -> set[Path]:
+    """The source and every header of ours that it includes, directly or not."""
+    found, rest = set(), [source]
+    while rest:
+        path = rest.pop().resolve()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.MULTILINE):
+            rest.append(path.parent / name)
+    return found
+
+
+def patterns(family: Family, kind: str) -> tuple[str, ...]:
+    match kind:
+        case "bench":
+            own = (*SHARED_BENCH, f"benches/{family.bench}.rs")
+        case "peers":
+            own = (*SHARED_PEERS, *family.abi, *family.peers)
+        case _:
+            own = (*SHARED_TESTS, *family.tests)
+    return (*family.device, *family.launch, *SHARED, *own)
+
+
+def sources(name: str, kind: str) -> dict[str, str]:
+    """What the result of a part depends on: the digest of each file, of the compiler's version, of goals and of values."""
+    family, files = FAMILIES[name], set()
+    for pattern in patterns(family, kind):
+        matches = list(ROOT.glob(pattern))
+        if not matches:
+            fail(f"{pattern}, of the family {name}, matches no file")
+        files.update(path.resolve() for path in matches)
+    for pattern in family.device:
+        for source in ROOT.glob(pattern):
+            files |= includes(source)
+    entries = {path.relative_to(ROOT).as_posix(): digest(path.read_bytes()) for path in files}
+    pinned = re.search(r"^version=(\S+)$", (ROOT / "scripts/install-cuda").read_text(), re.MULTILINE)
+    entries["nvcc, as pinned by scripts/install-cuda"] = digest(pinned.group(1).encode())
+    if kind in ("bench", "peers"):
+        entries["benches/goals.csv, the rows of this part"] = digest(repr(sorted(goals(name, kind).items())).encode())
+    if kind == "peers":
+        entries["benches/peers/known.csv, the family's rows"] = digest(repr(sorted(known(name).items())).encode())
+    return dict(sorted(entries.items()))
+
+
+def combined(entries: dict[str, str]) -> str:
+    return digest("".join(f"{value}  {path}\n" for path, value in sorted(entries.items())).encode())

@@ -1,0 +1,156 @@
+"""The four kinds of parts: what each runs, and what makes it count as failed."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from .families import FAMILIES, ROOT, Family, fail
+from .results import judge_rows, parse_rows, write_rows
+
+BUNDLE = ROOT / "gpu-bundle"
+TOOLS = ["memcheck", "racecheck", "initcheck", "synccheck"]
+# What a run of one part may take, in seconds.
+LIMIT = 90.0
+# What peers may take before it, to compile what they compile at their first use.
+PREPARE_LIMIT = 300.0
+
+
+class Deadline:
+    """What is left of a part's time."""
+
+    def __init__(self, limit: float = LIMIT) -> None:
+        self.start, self.limit = time.monotonic(), limit
+
+    def spent(self) -> float:
+        return time.monotonic() - self.start
+
+    def run(self, command: list[str], **variables: str) -> tuple[int | None, str]:
+        """Exit status (None: out of time) and output of a command, which is also shown."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PROPTEST_")}
+        environment |= {"LONGROPE_REQUIRE_GPU": "1", **variables}
+        print("$", " ".join(command), flush=True)
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            try:
+                status = process.wait(max(1.0, self.limit - self.spent()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                status = None
+            output.seek(0)
+            text = output.read()
+        print(text, end="" if text.endswith("\n") else "\n", flush=True)
+        return status, text
+
+    def problem(self, status: int | None) -> list[str]:
+        """What an exit status says against a command."""
+        if status is None:
+            return [f"not done after {self.limit:.0f} s"]
+        return [f"exit status {status}"] if status else []
+
+
+def counts(output: str) -> dict[str, int]:
+    """What libtest-mimic's closing line counts."""
+    pattern = r"^test result: \S+ (\d+) passed; (\d+) failed; (\d+) ignored; (\d+) measured; (\d+) filtered out"
+    lines = re.findall(pattern, output, re.MULTILINE)
+    names = ["passed", "failed", "ignored", "measured", "filtered"]
+    return dict(zip(names, map(int, lines[-1]))) if lines else {}
+
+
+def judge(deadline: Deadline, status: int | None, found: dict[str, int]) -> list[str]:
+    """Why a run of the tests does not count as passed."""
+    if status is None:
+        return deadline.problem(status)
+    if not found:
+        return [f"no closing line, exit status {status}"]
+    reasons = [f"{found[what]} {what}" for what in ("failed", "ignored") if found[what]]
+    if found["passed"] == 0:
+        reasons.append("no test was run")
+    return reasons or deadline.problem(status)
+
+
+def run_tests(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
+    command = [str(BUNDLE / "gpu"), f"{name}::"]
+    status, output = deadline.run(command, PROPTEST_CASES=str(family.cases_tests))
+    found = counts(output)
+    return {"counts": found, "proptest_cases": family.cases_tests, "problems": judge(deadline, status, found)}
+
+
+def find_sanitizer() -> str:
+    homes = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
+    folders = [os.environ.get("PATH", "")] + [str(Path(home) / "bin") for home in homes if home]
+    found = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+    return found or fail("compute-sanitizer was not found by PATH, CUDA_HOME or CUDA_PATH, nor in /usr/local/cuda")
+
+
+def run_sanitizer(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
+    program, tools, problems = find_sanitizer(), {}, []
+    skipped = [argument for test in family.large for argument in ("--skip", test)]
+    for tool in TOOLS:
+        began = deadline.spent()
+        command = [program, "--tool", tool, "--error-exitcode", "1", str(BUNDLE / "gpu"), f"{name}::", *skipped]
+        status, output = deadline.run(command, PROPTEST_CASES=str(family.cases_sanitizer))
+        # Racecheck: "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)".
+        summaries = re.findall(r"(?:ERROR SUMMARY: |hazards displayed \()(\d+) errors?", output)
+        errors = sum(map(int, summaries)) if summaries else None
+        found = counts(output)
+        tools[tool] = {"errors": errors, "tests": found.get("passed", 0), "seconds": round(deadline.spent() - began, 1)}
+        reasons = judge(deadline, status, found)
+        if errors is None:
+            reasons.append("no summary")
+        elif errors:
+            reasons.append(f"{errors} errors")
+        problems += [f"{tool}: {reason}" for reason in reasons]
+    return {"tools": tools, "proptest_cases": family.cases_sanitizer, "skipped": list(family.large), "problems": problems}
+
+
+def collect(name: str, kind: str, output: str, problems: list[str], out: Path) -> dict:
+    """Judges and records the rows that a program printed."""
+    rows = parse_rows(name, output)
+    found, missed = judge_rows(name, kind, rows)
+    # Rows that are not sound must not replace those that are.
+    if rows and not found:
+        write_rows(out, name, kind, rows)
+    for line in missed:
+        print(f"missed: {line}")
+    return {"counts": {"rows": len(rows), "missed": len(missed)}, "missed": missed, "problems": problems + found}
+
+
+def run_bench(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        # Criterion keeps its own record, and would compare with it.
+        status, output = deadline.run([str(BUNDLE / family.bench), "--bench"], CRITERION_HOME=folder)
+    return collect(name, "bench", output, deadline.problem(status), out)
+
+
+def run_peers(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
+    command = ["python3", str(ROOT / family.peers[0]), "--library", str(BUNDLE / "liblongrope.so")]
+    preparing = Deadline(PREPARE_LIMIT)
+    status, _ = preparing.run([*command, "--prepare"])
+    problems = [f"preparing: {problem}" for problem in preparing.problem(status)]
+    # The part's own time starts when there is nothing left to compile.
+    deadline.start = time.monotonic()
+    status, output = deadline.run(command)
+    problems += deadline.problem(status)
+    oracles = re.findall(r"^oracle: (.*)", output, re.MULTILINE)
+    if not oracles:
+        problems.append("no oracle was asked")
+    # A peer that is not installed is no fault of ours, but is not to go unsaid.
+    absent = re.findall(r"^not measured: (.*)", output, re.MULTILINE)
+    result = collect(name, "peers", output, problems, out)
+    return {"oracles": oracles, "not_measured": absent, "prepare_seconds": round(preparing.spent(), 1), **result}
+
+
+RUN = {"tests": run_tests, "sanitizer": run_sanitizer, "bench": run_bench, "peers": run_peers}
+
+
+def run(name: str, kind: str, out: Path) -> dict:
+    """Runs a part. What was found, the seconds it took, and the problems: it has passed if there is none."""
+    deadline = Deadline()
+    result = RUN[kind](name, FAMILIES[name], deadline, out)
+    return {"seconds": round(deadline.spent(), 1), **result}

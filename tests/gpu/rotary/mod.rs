@@ -1,0 +1,13 @@
+//! The family `rotary`: rotation and re-rotation.
+
+mod contract;
+mod few;
+mod large;
+mod rerotate;
+mod rotation;
+mod slices;
+
+/// Every test of the family.
+pub fn tests() -> Vec<crate::Test> {
+    [rotation::TESTS, few::TESTS, rerotate::TESTS, contract::TESTS, slices::TESTS, large::TESTS].concat()
+}
