@@ -1,4 +1,5 @@
-// The instances of the rotary kernels: element type x pairs a chunk x pairing, plain and re-rotating; and for few tokens.
+// The instances of the rotary kernels: element type x pairs a chunk x pairing; plain, re-rotating, and by a
+// table of sets; and for few tokens.
 
 #include "include/rotary_few.cuh"
 
@@ -11,6 +12,10 @@
     extern "C" __global__ void __launch_bounds__(192, 6)                                                            \
         longrope_rerotate_##name(const __grid_constant__ longrope_rerotate_params p) {                              \
         longrope::rotate_tokens<T, N, interleaved>(p.rotary, longrope::AnglesBetween<longrope::Angle<T>::Real>{p}); \
+    }                                                                                                               \
+    extern "C" __global__ void __launch_bounds__(192, 6)                                                            \
+        longrope_rotary_table_##name(const __grid_constant__ longrope_rotary_table_params p) {                      \
+        longrope::rotate_tokens<T, N, interleaved>(p.rotary, longrope::AnglesOfTable<longrope::Angle<T>::Real>{p}); \
     }
 
 #define LONGROPE_ROTARY_FEW(name, T, interleaved)                                  \

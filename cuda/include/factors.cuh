@@ -26,6 +26,12 @@ LONGROPE_HD int token_set(int set, int64_t position, int64_t first_tokens) {
     return set != kBadSet && first_tokens > 0 && position < first_tokens ? kPlain : set;
 }
 
+// The index of a sequence into a table of `count` sets, or -1 where it is a bad one.
+LONGROPE_HD int64_t table_index(const void *choices, int64_t sequence, int64_t count) {
+    const int32_t index = static_cast<const int32_t *>(choices)[sequence];
+    return index >= 0 && index < count ? index : -1;
+}
+
 // The position of a token. Sums wrap, as the phase does.
 LONGROPE_HD int64_t token_position(int32_t kind, const void *positions, int64_t offset, int64_t sequence, int64_t length,
                                    int64_t token) {

@@ -56,7 +56,7 @@ enum longrope_choice_kind {
 
 /* Bits of the caller's status word. */
 enum longrope_device_status {
-    /* A set index was neither 0 nor 1. The tokens of that sequence were not written. */
+    /* A set index was neither 0 nor 1, or not one of the table's. The tokens of that sequence were not written. */
     LONGROPE_DEVICE_BAD_CHOICE = 1,
     /* The starts of a packed sequence do not rise, lie beyond the tensor, or span more than `max_query_length`; or its
      * position is beyond 2^62. Its rows were not written. */
@@ -114,6 +114,15 @@ typedef struct longrope_rerotate_params {
     int32_t from_choice_kind;
     int32_t padding;
 } longrope_rerotate_params;
+
+/* Rotation by sets in device memory: `rotary.choices` is an int32 index into them for each sequence. Of the sets by value the
+ * plain one is used, for first tokens. */
+typedef struct longrope_rotary_table_params {
+    longrope_rotary_params rotary;
+    const longrope_factor_set *table;
+    /* Sets in the table. An index outside of 0 to this, exclusive, is a bad entry. */
+    int64_t count;
+} longrope_rotary_table_params;
 
 /* How a batch is laid out. */
 enum longrope_sequence_kind {

@@ -98,7 +98,18 @@ struct Head {
     }
 };
 
-// Where a token's cosines and sines come from; the two kernels differ in nothing else.
+// Cosine and sine by exact angles or in parity mode.
+template <class Real>
+__device__ __forceinline__ void pair_cos_sin_by_kind(const longrope_rotary_params &p, PairFactor factor, int64_t position,
+                                                     float *cos, float *sin) {
+    if (p.parity) {
+        pair_cos_sin_parity(factor, position, cos, sin);
+    } else {
+        pair_cos_sin<Real>(factor, position, cos, sin);
+    }
+}
+
+// Where a token's cosines and sines come from; the three kernels differ in nothing else.
 template <class Real>
 struct PlainAngles {
     const longrope_rotary_params &p;
@@ -108,12 +119,22 @@ struct PlainAngles {
         const int of_sequence = sequence_set(p.choice_kind, p.choices, sequence, p.sets.original_length);
         if (of_sequence == kBadSet) return false;
         const int set = token_set(of_sequence, position, p.sets.first_tokens);
-        const PairFactor factor = factor_of(set_by_number(p.sets, set), pair);
-        if (p.parity) {
-            pair_cos_sin_parity(factor, position, cos, sin);
-        } else {
-            pair_cos_sin<Real>(factor, position, cos, sin);
-        }
+        pair_cos_sin_by_kind<Real>(p, factor_of(set_by_number(p.sets, set), pair), position, cos, sin);
+        return true;
+    }
+};
+
+template <class Real>
+struct AnglesOfTable {
+    const longrope_rotary_table_params &p;
+
+    __device__ __forceinline__ bool operator()(int64_t sequence, int64_t position, int pair, float *cos,
+                                               float *sin) const {
+        const int64_t index = table_index(p.rotary.choices, sequence, p.count);
+        if (index < 0) return false;
+        const bool is_first = token_set(kShort, position, p.rotary.sets.first_tokens) == kPlain;
+        const longrope_factor_set &set = is_first ? p.rotary.sets.plain_set : p.table[index];
+        pair_cos_sin_by_kind<Real>(p.rotary, factor_of(set, pair), position, cos, sin);
         return true;
     }
 };

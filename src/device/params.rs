@@ -227,6 +227,35 @@ impl Default for longrope_rerotate_params {
         }
     }
 }
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_rotary_table_params {
+    pub rotary: longrope_rotary_params,
+    pub table: *const longrope_factor_set,
+    pub count: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_rotary_table_params"]
+        [::core::mem::size_of::<longrope_rotary_table_params>() - 3392usize];
+    ["Alignment of longrope_rotary_table_params"]
+        [::core::mem::align_of::<longrope_rotary_table_params>() - 8usize];
+    ["Offset of field: longrope_rotary_table_params::rotary"]
+        [::core::mem::offset_of!(longrope_rotary_table_params, rotary) - 0usize];
+    ["Offset of field: longrope_rotary_table_params::table"]
+        [::core::mem::offset_of!(longrope_rotary_table_params, table) - 3376usize];
+    ["Offset of field: longrope_rotary_table_params::count"]
+        [::core::mem::offset_of!(longrope_rotary_table_params, count) - 3384usize];
+};
+impl Default for longrope_rotary_table_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
 pub const LONGROPE_SEQUENCES_DENSE: longrope_sequence_kind = 0;
 pub const LONGROPE_SEQUENCES_PACKED: longrope_sequence_kind = 1;
 pub type longrope_sequence_kind = ::core::ffi::c_uint;

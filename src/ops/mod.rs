@@ -9,7 +9,9 @@ mod factors;
 mod rotary;
 mod rotary_launch;
 mod rotary_slices;
+mod rotary_table;
 
 pub use rotary::{BAD_CHOICE, DeviceChoices, DevicePositions, Rerotate, Rotary, RotaryTensor};
 pub(crate) use rotary_launch::kernel_names as rotary_kernel_names;
 pub use rotary_slices::{RerotateOnSlices, RotaryOnSlices, SliceChoices, SlicePositions, SliceRotary};
+pub use rotary_table::{RotaryByTable, SetTable};

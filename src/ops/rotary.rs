@@ -10,10 +10,11 @@ use crate::device::params::{
 };
 use crate::device::{Address, Context, DeviceTensor, Stream};
 use crate::ops::factors::{factor_sets, is_parity};
-use crate::ops::rotary_launch::{Launch, Work};
+use crate::ops::rotary_launch::{Launch, Source, Work};
 use crate::scaling::{FactorSets, SetChoice};
 
-/// The bit of the status word that a set index other than 0 and 1 sets. Tokens of its sequence are not written.
+/// The bit of the status word that a set index other than 0 and 1, or outside of a table, sets. Tokens of its sequence are
+/// not written.
 pub const BAD_CHOICE: u32 = LONGROPE_DEVICE_BAD_CHOICE;
 
 /// Where the tokens stand. Addresses are of device memory, read when the kernel runs.
@@ -99,7 +100,7 @@ impl Rotary<'_> {
     /// # Errors
     /// As [`Rotary::run`], but for those of the driver.
     pub fn supported(&self, tensors: &[RotaryTensor]) -> Result<(), Error> {
-        self.plan(tensors, false).map(drop)
+        self.plan(tensors, Source::Sets).map(drop)
     }
 
     /// Launches the rotation of one tensor, or of two with the same batch, length, head dimension and type (queries and
@@ -118,16 +119,16 @@ impl Rotary<'_> {
         tensors: &[RotaryTensor],
         stream: Stream,
     ) -> Result<(), Error> {
-        let Some((launch, params)) = self.plan(tensors, false)? else { return Ok(()) };
+        let Some((launch, params)) = self.plan(tensors, Source::Sets)? else { return Ok(()) };
         // SAFETY: the name is that of a rotary kernel, which takes this block; the rest is the caller's promise.
         Ok(unsafe { context.launch(launch.kernel, launch.grid, &params, stream) }?)
     }
 
-    /// Kernel, grid and parameters, of a re-rotation if `between`; `None` if there is nothing to rotate.
-    fn plan(
+    /// Launch and parameters, with the angles from `source`; `None` if there is nothing to rotate.
+    pub(super) fn plan(
         &self,
         tensors: &[RotaryTensor],
-        between: bool,
+        source: Source,
     ) -> Result<Option<(Launch, longrope_rotary_params)>, Error> {
         let [first, rest @ ..] = tensors else {
             return Err(Error::argument("tensors", "none", "one tensor, or two"));
@@ -149,7 +150,7 @@ impl Rotary<'_> {
             && tensors.iter().all(|t| t.input.is_vectorizable() && t.output.is_vectorizable());
         let sets = factor_sets(self.sets)?;
         let (pairing, parity) = (self.pairing, is_parity(self.sets));
-        let work = Work { dtype, pairing, vector, parity, between, batch, length, heads, pairs };
+        let work = Work { dtype, pairing, vector, parity, source, batch, length, heads, pairs };
         let launch = Launch::of(&work)?;
 
         let (position_kind, positions, position_offset) = match self.positions {
@@ -230,7 +231,7 @@ impl Rerotate<'_> {
         }
         let (from_choice_kind, from_choices) = choice(self.from_choices, self.from);
         let from = factor_sets(self.from)?;
-        Ok(self.to.plan(tensors, true)?.map(|(launch, rotary)| {
+        Ok(self.to.plan(tensors, Source::Between)?.map(|(launch, rotary)| {
             let params = longrope_rerotate_params {
                 rotary,
                 from,
@@ -320,7 +321,7 @@ fn choice(choices: DeviceChoices, sets: &FactorSets) -> (u32, Address) {
     }
 }
 
-fn pointer(address: Address) -> *const std::ffi::c_void {
+pub(super) fn pointer(address: Address) -> *const std::ffi::c_void {
     address as *const std::ffi::c_void
 }
 

@@ -24,6 +24,17 @@ const FEW_PAIRS: usize = 2;
 /// Blocks and tokens below which the kernel may divide by a reciprocal (`divide.cuh`).
 const FEW_INDICES: usize = 1 << 15;
 
+/// Where the angles of a launch come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Sets by value.
+    Sets,
+    /// Two groups of sets, for a re-rotation.
+    Between,
+    /// Sets in device memory.
+    Table,
+}
+
 /// What a launch depends on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Work {
@@ -33,8 +44,7 @@ pub(super) struct Work {
     pub(super) vector: bool,
     /// Whether the angles are f32 products.
     pub(super) parity: bool,
-    /// Whether it re-rotates.
-    pub(super) between: bool,
+    pub(super) source: Source,
     /// Neither is 0, and their product fits.
     pub(super) batch: usize,
     pub(super) length: usize,
@@ -76,7 +86,7 @@ impl Launch {
         let ring = if work.vector { STAGES.min(shape.steps) * STEP_BYTES * threads } else { 0 };
         let kernel = kernel(work.dtype, work.pairing, if work.vector { VECTOR } else { STRIDED });
         Ok(Self {
-            kernel: if work.between { kernel.between } else { kernel.plain },
+            kernel: kernel[work.source as usize],
             grid: Grid {
                 blocks,
                 threads: [chunks as u32, shape.heads as u32, shape.tokens as u32],
@@ -91,7 +101,7 @@ impl Launch {
 
     /// The launch for few tokens, if these are few.
     fn few(work: &Work) -> Option<Self> {
-        if !work.vector || work.parity || work.between {
+        if !work.vector || work.parity || work.source != Source::Sets {
             return None;
         }
         let (tokens, chunks) = (work.batch * work.length, work.pairs / FEW_PAIRS);
@@ -102,7 +112,7 @@ impl Launch {
             return None;
         }
         Some(Self {
-            kernel: kernel(work.dtype, work.pairing, FEW).plain,
+            kernel: kernel(work.dtype, work.pairing, FEW)[Source::Sets as usize],
             grid: Grid {
                 blocks: (tokens * token_blocks) as u32,
                 threads: [chunks as u32, heads as u32, 1],
@@ -143,25 +153,26 @@ impl Shape {
     }
 }
 
-/// The names of a rotating kernel and of its re-rotating twin (empty: there is none).
-struct Kernel {
-    plain: &'static str,
-    between: &'static str,
-}
+/// The names of a kernel by [`Source`]; empty where there is none.
+type Kernel = [&'static str; 3];
 
 macro_rules! kernels {
     ($($dtype:literal),*) => {
         [$([
-            kernels!(twins concat!($dtype, "_vector_half_split"), concat!($dtype, "_vector_interleaved")),
-            kernels!(twins concat!($dtype, "_strided_half_split"), concat!($dtype, "_strided_interleaved")),
+            [kernels!(all $dtype, "_vector_half_split"), kernels!(all $dtype, "_vector_interleaved")],
+            [kernels!(all $dtype, "_strided_half_split"), kernels!(all $dtype, "_strided_interleaved")],
             [
-                Kernel { plain: concat!("longrope_rotary_", $dtype, "_few_half_split"), between: "" },
-                Kernel { plain: concat!("longrope_rotary_", $dtype, "_few_interleaved"), between: "" },
+                [concat!("longrope_rotary_", $dtype, "_few_half_split"), "", ""],
+                [concat!("longrope_rotary_", $dtype, "_few_interleaved"), "", ""],
             ],
         ]),*]
     };
-    (twins $($name:expr),*) => {
-        [$(Kernel { plain: concat!("longrope_rotary_", $name), between: concat!("longrope_rerotate_", $name) }),*]
+    (all $dtype:literal, $name:literal) => {
+        [
+            concat!("longrope_rotary_", $dtype, $name),
+            concat!("longrope_rerotate_", $dtype, $name),
+            concat!("longrope_rotary_table_", $dtype, $name),
+        ]
     };
 }
 
@@ -184,8 +195,7 @@ fn kernel(dtype: Dtype, pairing: Pairing, form: usize) -> &'static Kernel {
 
 /// The names of all kernels of this family.
 pub(crate) fn kernel_names() -> impl Iterator<Item = &'static str> {
-    let all = KERNELS.iter().flatten().flatten();
-    all.flat_map(|kernel| [kernel.plain, kernel.between]).filter(|name| !name.is_empty())
+    KERNELS.iter().flatten().flatten().flatten().copied().filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]
@@ -197,7 +207,7 @@ mod tests {
         pairing: Pairing::HalfSplit,
         vector: true,
         parity: false,
-        between: false,
+        source: Source::Sets,
         batch: 1,
         length: 1,
         heads: 40,
@@ -211,7 +221,9 @@ mod tests {
         assert_eq!(kernel(&Work { batch: 51, ..DECODE }), "longrope_rotary_bf16_few_half_split");
         assert_eq!(kernel(&Work { batch: 52, ..DECODE }), "longrope_rotary_bf16_vector_half_split");
         assert_eq!(kernel(&Work { parity: true, ..DECODE }), "longrope_rotary_bf16_vector_half_split");
-        assert_eq!(kernel(&Work { between: true, ..DECODE }), "longrope_rerotate_bf16_vector_half_split");
+        let from = |source| Work { source, ..DECODE };
+        assert_eq!(kernel(&from(Source::Between)), "longrope_rerotate_bf16_vector_half_split");
+        assert_eq!(kernel(&from(Source::Table)), "longrope_rotary_table_bf16_vector_half_split");
         let strided = Work { vector: false, dtype: Dtype::F32, pairing: Pairing::Interleaved, ..DECODE };
         assert_eq!(kernel(&strided), "longrope_rotary_f32_strided_interleaved");
     }

@@ -126,6 +126,12 @@ pub fn pair_cos_sin_between(
     out
 }
 
+/// The index of a sequence into a table of `count` sets, or -1.
+pub fn table_index(indices: &[i32], sequence: usize, count: i64) -> i64 {
+    let memory: *const c_void = indices[..=sequence].as_ptr().cast();
+    call!("host_table_index"(memory => *const c_void, sequence as i64 => i64, count => i64) -> i64)
+}
+
 /// `n / divisor` as the kernels divide, by the reciprocal that the host gives them.
 pub fn divide(n: u32, divisor: u32) -> u32 {
     call!("host_divide"(n => u32, (1u32 << 31).div_ceil(divisor) => u32) -> u32)

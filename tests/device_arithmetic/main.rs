@@ -179,6 +179,21 @@ proptest! {
         }
     }
 
+    fn an_index_into_a_table_is_taken_only_within_it(
+        count in prop_oneof![1i64..5, 1..=i64::from(i32::MAX)],
+        indices in vec(prop_oneof![any::<i32>(), -2i32..6], 3),
+        at_the_end in -1i64..=1,
+        sequence in 0..3usize,
+    ) {
+        let mut indices = indices;
+        if sequence == 2 {
+            indices[2] = (count + at_the_end).clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
+        }
+        let index = i64::from(indices[sequence]);
+        let expected = if (0..count).contains(&index) { index } else { -1 };
+        prop_assert_eq!(host::table_index(&indices, sequence, count), expected);
+    }
+
     fn a_division_by_a_reciprocal_is_one_by_the_number(n in 0..=1u32 << 15, divisor in 1..=1u32 << 15, factor in 1..1u32 << 15) {
         prop_assert_eq!(host::divide(n, divisor), n / divisor);
         // Around the multiples, where an error would show.
@@ -239,6 +254,7 @@ fn main() {
         in_parity_mode_a_pair_has_the_angle_of_the_f32_product,
         between_two_sets_a_pair_has_the_difference_of_the_angles_and_the_quotient_of_the_gains,
         a_token_stands_where_its_kind_of_position_says,
+        an_index_into_a_table_is_taken_only_within_it,
         a_division_by_a_reciprocal_is_one_by_the_number,
         the_set_of_a_token_is_the_one_that_the_reference_chooses,
         an_index_of_no_set_is_bad_even_for_the_first_tokens,

@@ -63,6 +63,10 @@ void host_pair_cos_sin_between(int pair, uint64_t from_step, double from_gain, u
     }
 }
 
+int64_t host_table_index(const void *choices, int64_t sequence, int64_t count) {
+    return table_index(choices, sequence, count);
+}
+
 uint32_t host_divide(uint32_t n, uint32_t reciprocal) { return divide(n, reciprocal); }
 
 int64_t host_token_position(int32_t kind, const void *positions, int64_t offset, int64_t sequence, int64_t length,

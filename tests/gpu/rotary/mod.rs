@@ -6,8 +6,10 @@ mod large;
 mod rerotate;
 mod rotation;
 mod slices;
+mod table;
 
 /// Every test of the family.
 pub fn tests() -> Vec<crate::Test> {
-    [rotation::TESTS, few::TESTS, rerotate::TESTS, contract::TESTS, slices::TESTS, large::TESTS].concat()
+    [rotation::TESTS, few::TESTS, rerotate::TESTS, contract::TESTS, slices::TESTS, table::TESTS, large::TESTS]
+        .concat()
 }
