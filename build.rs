@@ -10,10 +10,18 @@ mod nvcc;
 mod ptxas;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 /// The families of kernels: `cuda/NAME.cu` each.
-const FAMILIES: [&str; 1] = ["rotary"];
+const FAMILIES: [&str; 6] = [
+    "rotary",
+    "attention_sm80_d64",
+    "attention_sm80_d96",
+    "attention_sm80_d128",
+    "attention_sm80_d256",
+    "merge",
+];
 
 fn main() {
     for variable in ["LONGROPE_IMAGE_DIR", "LONGROPE_REQUIRE_CUDA", "NVCC", "CUDA_HOME", "CUDA_PATH"] {
@@ -58,17 +66,23 @@ fn images(root: &Path, out: &Path) -> Result<Vec<(&'static str, PathBuf)>, Strin
         return Err("device code is not built for documentation".to_owned());
     }
     let nvcc = nvcc::find(root)?;
-    FAMILIES
-        .iter()
-        .map(|family| {
-            let image = out.join(format!("{family}.fatbin"));
-            let report = nvcc::compile(&nvcc, &root.join(format!("cuda/{family}.cu")), &image)
-                .unwrap_or_else(|error| panic!("{error}"));
-            let problems = ptxas::problems(&report);
-            assert!(problems.is_empty(), "cuda/{family}.cu:\n{}", problems.join("\n"));
-            Ok((*family, image))
-        })
-        .collect()
+    // The assembler runs on one core, so the families are compiled side by side, as many as cargo says.
+    let workers = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1usize).max(1);
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..workers.min(FAMILIES.len()) {
+            scope.spawn(|| {
+                while let Some(family) = FAMILIES.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let image = out.join(format!("{family}.fatbin"));
+                    let report = nvcc::compile(&nvcc, &root.join(format!("cuda/{family}.cu")), &image)
+                        .unwrap_or_else(|error| panic!("{error}"));
+                    let problems = ptxas::problems(&report);
+                    assert!(problems.is_empty(), "cuda/{family}.cu:\n{}", problems.join("\n"));
+                }
+            });
+        }
+    });
+    Ok(FAMILIES.iter().map(|family| (*family, out.join(format!("{family}.fatbin")))).collect())
 }
 
 /// Writes the table that `src/device/image.rs` includes.

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// Machine code for Hopper and Ampere, and PTX that the driver compiles for what is newer.
-const TARGETS: [&str; 3] =
-    ["arch=compute_90a,code=sm_90a", "arch=compute_80,code=sm_80", "arch=compute_80,code=compute_80"];
+/// Machine code for Ampere and Hopper, and PTX that the driver compiles for what is newer, all of the same source: a kernel
+/// that uses what only Hopper has needs a family of its own.
+const TARGETS: [&str; 1] = ["arch=compute_80,code=[sm_80,sm_90,compute_80]"];
 
 /// The compiler, or where it was looked for.
 pub fn find(root: &Path) -> Result<PathBuf, String> {

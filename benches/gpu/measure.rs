@@ -1,9 +1,9 @@
 //! Ours and a peer, taking turns, timed by CUDA events within criterion.
 //!
-//! A round is one turn of each. Criterion asks for samples of some rounds; each sample measures both and gives it our time,
-//! so that its report is of ours. What both took in the samples (not in criterion's warm-up) makes a row
-//! `family,op,shape,unit,ours,peer,peer_value,ratio` by medians over the rounds. A ratio above 1 is better than the peer.
-//! The rows are printed after all else, and scripts/gpu-suite collects them.
+//! A round is one turn of each. Criterion asks for samples of some rounds; each sample measures both and gives it our
+//! time, so that its report is of ours. What both took in the samples (not in criterion's warm-up) makes a row by medians
+//! over the rounds: `family,op,shape,unit,ours,peer,peer_value,ratio`. A ratio above 1 is better than the peer. The rows
+//! are printed after all else, and scripts/gpu-suite collects them.
 
 use std::time::Duration;
 

@@ -70,7 +70,7 @@ class AttentionDesc(c.Structure):
 
 
 class AttentionTensors(c.Structure):
-    _fields_ = [(name, Tensor) for name in ("q", "k", "v", "out", "lse")]
+    _fields_ = [("q", Tensor), ("k", Tensor), ("v", Tensor), ("out", Tensor), ("lse", Tensor)]
 
 
 class Longrope:
@@ -116,7 +116,10 @@ class Longrope:
         return run
 
     def attention(self, q, k, v, out, lse=None, causal=True):
-        """A function for attention over [batch, length, heads, head_dim] on the current stream; lse is f32 [batch, length, heads]."""
+        """A function for attention over [batch, length, heads, head_dim] on the current stream.
+
+        `lse`, f32 [batch, length, heads], takes the log-sum-exp if it is given.
+        """
         if not hasattr(self.library, "longrope_attention_run"):
             raise NotImplementedError("this library has no longrope_attention_run")
         desc = AttentionDesc(struct_size=c.sizeof(AttentionDesc), causal=int(causal))

@@ -58,9 +58,10 @@ def transformers_agrees(library):
 def off_bound(found, expected, x, pairs, interleaved, slack):
     """The largest difference of two f16 rotations of x, [length, heads, dim], in units of what they may differ by.
 
-    Each side rounds a value of at most hypot(x1, x2) to f16, which is half of 2^-10 of it (or of 2^-24) a side;
-    `slack`, [length, 1, pairs] or a number, is what the angles and f32 add, relative to hypot. What does not turn is equal.
+    Each side rounds a value of at most hypot(x1, x2) to f16, which is half of 2^-10 of it (or of 2^-24) a side. What
+    the angles and f32 add, relative to hypot, is `slack`, [length, 1, pairs] or a number. What does not turn is equal.
     """
+
     def halves(y):
         turned = y[..., : 2 * pairs].float()
         return (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.chunk(2, -1)
@@ -105,9 +106,9 @@ def flashinfer_agrees(library):
                 worst = max(worst, off_bound(a, b.view_as(x), x, pairs, interleaved, 2e-6))
     agree("FlashInfer with a table of exact angles, f16, to positions +-2^30", worst)
 
-    # Their own angles: a frequency by __powf (a logarithm of 13.3 off by up to 2 ulp, the product with it, an exponential:
-    # 1.9e-6 of the angle), position times frequency and its reduction in f32 (3e-7 of the angle; ours 6e-8), __sincosf
-    # (2^-21.2 within a turn).
+    # Their own angles: a frequency by __powf (a logarithm of 13.3 off by up to 2 ulp, the product with it, an
+    # exponential: 1.9e-6 of the angle), position times frequency and its reduction in f32 (3e-7 of the angle; ours
+    # 6e-8), __sincosf (2^-21.2 within a turn).
     worst = 0.0
     for first in (0, 960):
         length = 64
@@ -127,7 +128,7 @@ def flashinfer_agrees(library):
 
 
 def peers(q, k):
-    """Names and functions that rotate q and k, [1, length, heads, DIM]; a function may raise what keeps it from running."""
+    """Names, and functions that make a function that rotates q and k, [1, length, heads, DIM], or raise why not."""
     length = q.shape[1]
     steps = frequencies(DIM).float().cuda()
     positions = torch.arange(length, device="cuda")

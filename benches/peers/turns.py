@@ -14,10 +14,6 @@ import sys
 import torch
 
 
-class NotMeasured(Exception):
-    """Why a peer could not be had."""
-
-
 def not_measured(name, reason):
     first = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
     print(f"not measured: {name} ({first})", flush=True)
@@ -44,7 +40,7 @@ def event():
 
 
 def rounds(works, count, launches):
-    """Milliseconds of a launch of each work, as a list a round. All is queued at once, so that launches follow closely."""
+    """Milliseconds of a launch of each work, a list a round. All is queued at once, so that launches follow closely."""
     marks = []
     for _ in range(count):
         marks.append([event()])
@@ -75,6 +71,6 @@ class Rows:
         print("family,op,shape,unit,ours,peer,peer_value,ratio")
 
     def row(self, op, shape, unit, value, our_time, name, peer_time):
-        fields = [op, shape, unit, f"{value(our_time):.1f}", name, f"{value(peer_time):.1f}", f"{peer_time / our_time:.4f}"]
-        self.writer.writerow([self.family, *fields])
+        ours, peers = (f"{value(time):.1f}" for time in (our_time, peer_time))
+        self.writer.writerow([self.family, op, shape, unit, ours, name, peers, f"{peer_time / our_time:.4f}"])
         sys.stdout.flush()

@@ -135,20 +135,22 @@ struct AttentionWarp {
         }
     }
 
-    // Where a lane's first matrix row lies in a tile of queries, keys, values: bytes from the tile's start. `first_row`:
-    // this warp's first query in its tile.
-    static __device__ __forceinline__ uint32_t query_offset(int first_row, int lane) {
-        return Layout::at(first_row + lane % 16, lane / 16);
+    // The address of a lane's first matrix row in a tile of queries, of keys, of values.
+    static __device__ __forceinline__ uint32_t query_address(const char *tile) {
+        const int thread = fresh_thread_index(), lane = thread % 32;
+        return shared_address(tile) + Layout::at(thread / 32 * 16 * kM + lane % 16, lane / 16);
     }
-    static __device__ __forceinline__ uint32_t key_offset(int lane) {
-        return Layout::at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    static __device__ __forceinline__ uint32_t key_address(const char *tile) {
+        const int lane = fresh_thread_index() % 32;
+        return shared_address(tile) + Layout::at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
     }
-    static __device__ __forceinline__ uint32_t value_offset(int lane) { return Layout::at(lane % 16, lane / 16); }
+    static __device__ __forceinline__ uint32_t value_address(const char *tile) {
+        const int lane = fresh_thread_index() % 32;
+        return shared_address(tile) + Layout::at(lane % 16, lane / 16);
+    }
 
     // S = Q K^T of this warp's queries and a tile of keys, by the addresses of this lane.
     static __device__ __forceinline__ void logits(float (&s)[kM][kKeyBlocks][4], uint32_t q, uint32_t k) {
-        // Not known to be the same in every tile: what follows from it is not to hold registers between them.
-        asm volatile("" : "+r"(q));
 #pragma unroll
         for (int step = 0; step < kDim / 16; ++step) {
             uint32_t a[kM][4];
@@ -196,11 +198,13 @@ struct AttentionWarp {
         }
     }
 
-    // O = O factor + P V, by this lane's address of the values.
+    // O = O factor + P V, by this lane's address of the values. Dimensions come by 16, as far as there are any: the branches
+    // also keep the assembler from loading values of later dimensions into more registers than there are.
     __device__ __forceinline__ void add_values(const uint32_t (&p)[kM][kKeyBlocks][2], const float (&factor)[kM][2],
-                                               uint32_t v) {
+                                               uint32_t v, int head_dim) {
 #pragma unroll
         for (int n = 0; n < kDimBlocks; n += 2) {
+            if (8 * n >= head_dim) break;
             float sum[kM][2][4];
 #pragma unroll
             for (int step = 0; step < kKeys / 16; ++step) {
@@ -301,17 +305,23 @@ __device__ __forceinline__ void store_rows(const longrope_attention_params &p, c
     const int64_t head_offset =
         block.batch * p.out_stride[0] + block.query_start * p.out_stride[1] + block.head * p.out_stride[2];
     if (p.out_is_f32) {
-        float *const out = static_cast<float *>(p.out) + head_offset;
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
 #pragma unroll
-            for (int n = 0; n < Shape::kDim / 8; ++n) {
+            for (int half = 0; half < 2; ++half) {
+                const int64_t query = first + 16 * m + 8 * half + lane / 4;
+                if (query >= block.query_length) continue;
+                float *const out = static_cast<float *>(p.out) + head_offset + query * p.out_stride[1] + lane % 4 * 2 * p.out_stride[3];
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const int64_t query = first + 16 * m + i / 2 * 8 + lane / 4;
-                    const int dim = 8 * n + lane % 4 * 2 + i % 2;
-                    if (query < block.query_length && dim < p.head_dim) {
-                        out[query * p.out_stride[1] + dim * p.out_stride[3]] = warp.output[m][n][i] * inverse[m][i / 2];
+                for (int n = 0; n < Shape::kDim / 8; ++n) {
+                    if (8 * n >= p.head_dim) break;
+                    const float x = warp.output[m][n][2 * half] * inverse[m][half];
+                    const float y = warp.output[m][n][2 * half + 1] * inverse[m][half];
+                    if constexpr (kVector) {
+                        *reinterpret_cast<float2 *>(out + 8 * n) = make_float2(x, y);
+                    } else {
+                        out[8 * n * p.out_stride[3]] = x;
+                        out[(8 * n + 1) * p.out_stride[3]] = y;
                     }
                 }
             }
@@ -371,6 +381,7 @@ __device__ __forceinline__ void attend(const longrope_attention_params &p) {
     // In shared memory, since what is needed now and then must not hold a register through the loop.
     __shared__ AttentionBlock block;
     __shared__ TileRange ranges[kAttentionThreads / 32];
+    __shared__ int first_tile;
     if (thread == 0) block = AttentionBlock(p, Shape::kRows);
     __syncthreads();
     if (block.head >= p.query_heads) return;  // the last section may be short
@@ -380,11 +391,9 @@ __device__ __forceinline__ void attend(const longrope_attention_params &p) {
     }
     if (block.first_query >= block.query_length) return;
 
-    // Tiles from `first_tile` to before `end_tile` have a key that some query of the block sees.
     const int rows = static_cast<int>(min(static_cast<int64_t>(Shape::kRows), block.query_length - block.first_query));
     const TileRange all(block, 0, Shape::kRows, kKeys);
-    TileRange &sees = ranges[thread / 32];
-    if (lane == 0) sees = TileRange(block, first_row, 16 * Shape::kM, kKeys);
+    if (lane == 0) ranges[thread / 32] = TileRange(block, first_row, 16 * Shape::kM, kKeys);
     const T *const q = static_cast<const T *>(p.q) + block.batch * p.q_stride[0] +
                        (block.query_start + block.first_query) * p.q_stride[1] + block.head * p.q_stride[2];
     const int64_t last_key = static_cast<int64_t>(all.end - 1) * kKeys;
@@ -394,6 +403,9 @@ __device__ __forceinline__ void attend(const longrope_attention_params &p) {
     };
     Loader key_loader(last_tile(p.k, p.k_stride), p.k_stride[1], p.k_stride[3], p.head_dim, thread);
     Loader value_loader(last_tile(p.v, p.v_stride), p.v_stride[1], p.v_stride[3], p.head_dim, thread);
+
+    if (thread == 0) first_tile = all.first;
+    __syncthreads();
 
     AttentionWarp<T, Shape> warp;
     warp.reset();
@@ -412,17 +424,13 @@ __device__ __forceinline__ void attend(const longrope_attention_params &p) {
             negate_queries<Shape>(queries, thread);
         }
     }
-    using Warp = AttentionWarp<T, Shape>;
-    const uint32_t q_lane = static_cast<uint32_t>(__cvta_generic_to_shared(queries)) + Warp::query_offset(first_row, lane);
-    const uint32_t k_lane = static_cast<uint32_t>(__cvta_generic_to_shared(keys)) + Warp::key_offset(lane);
-    const uint32_t v_lane = static_cast<uint32_t>(__cvta_generic_to_shared(values)) + Warp::value_offset(lane);
-
-    for (int tile = all.end - 1; tile >= all.first; --tile) {
+    for (int tile = all.end - 1; tile >= first_tile; --tile) {
         const int stage = kStages > 1 ? tile & 1 : 0;
-        const bool more = tile > all.first;
         // What was begun before has come, and nobody uses what the next loads overwrite.
         async_copy_wait<0>();
         __syncthreads();
+        const bool more = tile > first_tile;
+        const TileRange &sees = ranges[fresh_thread_index() / 32];
         const bool seen = tile >= sees.first && tile < sees.end;
         const bool masked = tile < sees.full_first || tile >= sees.full_end;
         if (kStages == 1) {
@@ -439,7 +447,7 @@ __device__ __forceinline__ void attend(const longrope_attention_params &p) {
         float factor[Shape::kM][2];
         if (seen) {
             float s[Shape::kM][kKeys / 8][4];
-            warp.logits(s, q_lane, k_lane + stage * Shape::kTileBytes);
+            warp.logits(s, warp.query_address(queries), warp.key_address(keys + stage * Shape::kTileBytes));
             if (masked) mask_logits<Shape>(s, block, static_cast<int64_t>(tile) * kKeys);
             warp.weigh(weights, factor, s, p.scale_log2);
         }
@@ -449,7 +457,7 @@ __device__ __forceinline__ void attend(const longrope_attention_params &p) {
             if (more) key_loader.template begin<true>(keys, p.k_stride[1], p.k_stride[3], kKeys);
             async_copy_commit();
         }
-        if (seen) warp.add_values(weights, factor, v_lane + stage * Shape::kTileBytes);
+        if (seen) warp.add_values(weights, factor, warp.value_address(values + stage * Shape::kTileBytes), p.head_dim);
     }
     store_rows<T, Shape, kVector>(p, block, warp, queries);
 }

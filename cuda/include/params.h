@@ -191,7 +191,7 @@ typedef struct longrope_merge_params {
     int64_t part_count;
     int64_t in_stride[4];
     int64_t in_lse_stride[3];
-    /* Of the type `out_dtype`: 0 f32, 1 f16, 2 bf16. */
+    /* Of the kernel's type. */
     void *out;
     /* f32, or null. */
     float *lse;
@@ -201,8 +201,6 @@ typedef struct longrope_merge_params {
     int64_t length;
     int32_t heads;
     int32_t head_dim;
-    int32_t out_dtype;
-    int32_t padding;
 } longrope_merge_params;
 
 #endif

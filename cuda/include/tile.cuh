@@ -9,6 +9,11 @@
 
 namespace longrope {
 
+// An address in shared memory, as instructions take it.
+__device__ __forceinline__ uint32_t shared_address(const void *at) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(at));
+}
+
 // The layout of a tile of rows of kDim elements.
 template <int kDim>
 struct Tile {

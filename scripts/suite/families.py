@@ -104,7 +104,7 @@ def patterns(family: Family, kind: str) -> tuple[str, ...]:
 
 
 def sources(name: str, kind: str) -> dict[str, str]:
-    """What the result of a part depends on: the digest of each file, of the compiler's version, of goals and of values."""
+    """What a part's result depends on: the digest of each file, of the compiler, of goals and known values."""
     family, files = FAMILIES[name], set()
     for pattern in patterns(family, kind):
         matches = list(ROOT.glob(pattern))

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -96,7 +95,7 @@ def run_sanitizer(name: str, family: Family, deadline: Deadline, out: Path) -> d
         command = [program, "--tool", tool, "--error-exitcode", "1", str(BUNDLE / "gpu"), f"{name}::", *skipped]
         status, output = deadline.run(command, PROPTEST_CASES=str(family.cases_sanitizer))
         # Racecheck: "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)".
-        summaries = re.findall(r"(?:ERROR SUMMARY: |hazards displayed \()(\d+) errors?", output)
+        summaries = re.findall(r"(?:ERROR SUMMARY: |hazards? displayed \()(\d+) errors?", output)
         errors = sum(map(int, summaries)) if summaries else None
         found = counts(output)
         tools[tool] = {"errors": errors, "tests": found.get("passed", 0), "seconds": round(deadline.spent() - began, 1)}
@@ -106,7 +105,12 @@ def run_sanitizer(name: str, family: Family, deadline: Deadline, out: Path) -> d
         elif errors:
             reasons.append(f"{errors} errors")
         problems += [f"{tool}: {reason}" for reason in reasons]
-    return {"tools": tools, "proptest_cases": family.cases_sanitizer, "skipped": list(family.large), "problems": problems}
+    return {
+        "tools": tools,
+        "proptest_cases": family.cases_sanitizer,
+        "skipped": list(family.large),
+        "problems": problems,
+    }
 
 
 def collect(name: str, kind: str, output: str, problems: list[str], out: Path) -> dict:

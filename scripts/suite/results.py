@@ -1,4 +1,4 @@
-"""The results of the suite: rows of a table, stamps that say what they are of, and whether they are of these sources."""
+"""The results: rows of a table, stamps that say what they are of, and whether they are of the present sources."""
 
 import csv
 import io
@@ -41,9 +41,9 @@ def judge_rows(name: str, kind: str, rows: list[dict[str, str]]) -> tuple[list[s
         row["note"] = note(row, expected.get((*key, row["peer"])))
         if row["goal"] and not meets(row):
             missed.append(f"{label}, {row['peer']}: {row['ratio']} of {row['goal']}")
-    problems += [f"no row for the goal {', '.join(key)}" for key in wanted if key not in seen]
     if not rows:
-        problems.append("nothing was measured")
+        return ["nothing was measured"], []
+    problems += [f"no row for the goal {', '.join(key)}" for key in wanted if key not in seen]
     return problems, missed
 
 
@@ -55,7 +55,9 @@ def note(row: dict[str, str], expected: tuple[float, str] | None) -> str:
     off = float(row["peer_value"]) / value - 1
     if abs(off) <= TOLERANCE:
         return ""
-    return f"peer {abs(off):.1%} {'above' if off > 0 else 'below'} its {value:g} of {source.rsplit(', ')[-1]}".replace("%", " %")
+    return f"peer {abs(off):.1%} {'above' if off > 0 else 'below'} its {value:g} of {source.rsplit(', ')[-1]}".replace(
+        "%", " %"
+    )
 
 
 def meets(row: dict[str, str]) -> bool:

@@ -23,6 +23,20 @@ unsafe impl Send for Context {}
 // SAFETY: as above; nothing is written after construction.
 unsafe impl Sync for Context {}
 
+/// Shared memory that a block gets without asking for more.
+const FREE_SHARED_BYTES: u32 = 48 << 10;
+
+/// Kernels of one image.
+#[derive(Debug, Clone)]
+pub(crate) struct Family {
+    /// The image's name: that of its source in `cuda/`.
+    pub(crate) image: &'static str,
+    /// The names of its kernels.
+    pub(crate) kernels: Vec<&'static str>,
+    /// The most bytes of shared memory that a launch asks for.
+    pub(crate) shared_bytes: u32,
+}
+
 /// A grid to launch: blocks, threads of a block, bytes of shared memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Grid {
@@ -38,20 +52,21 @@ impl Context {
     /// This build has no device code, the machine no driver or GPU, or one of them is too old; the message says which and
     /// what would be right.
     pub fn new(ordinal: i32) -> Result<Self, DeviceError> {
-        let rotary = image::image("rotary").ok_or(DeviceError::NoDeviceCode)?;
+        if !image::is_embedded() {
+            return Err(DeviceError::NoDeviceCode);
+        }
         driver::start()?;
-        driver::device(ordinal)?;
+        let device = driver::device(ordinal)?;
         let mut context = Self { libraries: Vec::new(), kernels: HashMap::new() };
-        context.load(rotary, crate::ops::rotary_kernel_names())?;
+        for family in crate::ops::kernel_families() {
+            context.load(device, &family)?;
+        }
         Ok(context)
     }
 
-    /// Loads an image and finds its kernels.
-    fn load(
-        &mut self,
-        image: &'static [u8],
-        names: impl Iterator<Item = &'static str>,
-    ) -> Result<(), DeviceError> {
+    /// Loads the image of a family and finds its kernels.
+    fn load(&mut self, device: sys::CUdevice, family: &Family) -> Result<(), DeviceError> {
+        let image = image::image(family.image).ok_or(DeviceError::NoDeviceCode)?;
         let mut library = std::ptr::null_mut();
         let none = std::ptr::null_mut;
         // SAFETY: the image is a fat binary that nvcc made, and lives as long as the program.
@@ -70,12 +85,20 @@ impl Context {
         check("cuLibraryLoadData", loaded)?;
         self.libraries.push(library);
         let has_current = driver::has_current_context()?;
-        for name in names {
+        for &name in &family.kernels {
             let c_name = CString::new(name).map_err(|_| DeviceError::NoDeviceCode)?;
             let mut kernel = std::ptr::null_mut();
             // SAFETY: the library was just loaded; the name ends in a zero.
             let found = unsafe { sys::cuLibraryGetKernel(&mut kernel, library, c_name.as_ptr()) };
             check("cuLibraryGetKernel", found)?;
+            if family.shared_bytes > FREE_SHARED_BYTES {
+                let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: the kernel and the device are valid.
+                let set = unsafe {
+                    sys::cuKernelSetAttribute(attribute, family.shared_bytes as i32, kernel, device)
+                };
+                check("cuKernelSetAttribute", set)?;
+            }
             if has_current {
                 // Loads the code into the current context now: a first launch under graph capture could not.
                 let mut function = std::ptr::null_mut();

@@ -24,7 +24,7 @@ pub(crate) mod slice;
 mod tensor;
 
 pub use context::Context;
-pub(crate) use context::Grid;
+pub(crate) use context::{Family, Grid};
 pub use driver::{DeviceError, Stream};
 pub use image::is_embedded;
 pub use slice::{Element, SliceTensor, SliceTensorMut};

@@ -391,12 +391,10 @@ pub struct longrope_merge_params {
     pub length: i64,
     pub heads: i32,
     pub head_dim: i32,
-    pub out_dtype: i32,
-    pub padding: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of longrope_merge_params"][::core::mem::size_of::<longrope_merge_params>() - 200usize];
+    ["Size of longrope_merge_params"][::core::mem::size_of::<longrope_merge_params>() - 192usize];
     ["Alignment of longrope_merge_params"][::core::mem::align_of::<longrope_merge_params>() - 8usize];
     ["Offset of field: longrope_merge_params::parts"]
         [::core::mem::offset_of!(longrope_merge_params, parts) - 0usize];
@@ -428,10 +426,6 @@ const _: () = {
         [::core::mem::offset_of!(longrope_merge_params, heads) - 184usize];
     ["Offset of field: longrope_merge_params::head_dim"]
         [::core::mem::offset_of!(longrope_merge_params, head_dim) - 188usize];
-    ["Offset of field: longrope_merge_params::out_dtype"]
-        [::core::mem::offset_of!(longrope_merge_params, out_dtype) - 192usize];
-    ["Offset of field: longrope_merge_params::padding"]
-        [::core::mem::offset_of!(longrope_merge_params, padding) - 196usize];
 };
 impl Default for longrope_merge_params {
     fn default() -> Self {

@@ -5,13 +5,27 @@
 //! launch; what lies on the device is checked in the kernel, which skips a bad entry and sets a bit in the caller's status
 //! word.
 
+use crate::device::Family;
+
+mod attention;
+mod attention_sm80;
 mod factors;
+mod merge;
 mod rotary;
 mod rotary_launch;
 mod rotary_slices;
 mod rotary_table;
 
+pub use attention::{Attention, AttentionTensors, BAD_SEQUENCE, Packed, Sequences, Starts, Workspace};
+pub use merge::{Merge, Parts};
 pub use rotary::{BAD_CHOICE, DeviceChoices, DevicePositions, Rerotate, Rotary, RotaryTensor};
-pub(crate) use rotary_launch::kernel_names as rotary_kernel_names;
 pub use rotary_slices::{RerotateOnSlices, RotaryOnSlices, SliceChoices, SlicePositions, SliceRotary};
 pub use rotary_table::{RotaryByTable, SetTable};
+
+/// The families of kernels that a context loads.
+pub(crate) fn kernel_families() -> Vec<Family> {
+    let mut families = attention::families();
+    families.push(rotary_launch::family());
+    families.push(merge::family());
+    families
+}

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::descriptor::Pairing;
-use crate::device::{Dtype, Grid};
+use crate::device::{Dtype, Family, Grid};
 
 /// Threads of a block, at most. The kernels are compiled for this bound.
 const MAX_THREADS: usize = 192;
@@ -193,9 +193,11 @@ fn kernel(dtype: Dtype, pairing: Pairing, form: usize) -> &'static Kernel {
     &KERNELS[dtype][form][usize::from(pairing == Pairing::Interleaved)]
 }
 
-/// The names of all kernels of this family.
-pub(crate) fn kernel_names() -> impl Iterator<Item = &'static str> {
-    KERNELS.iter().flatten().flatten().flatten().copied().filter(|name| !name.is_empty())
+/// The kernels of this family.
+pub(super) fn family() -> Family {
+    let kernels =
+        KERNELS.iter().flatten().flatten().flatten().copied().filter(|name| !name.is_empty()).collect();
+    Family { image: "rotary", kernels, shared_bytes: 0 }
 }
 
 #[cfg(test)]

@@ -1,0 +1,235 @@
+"""Tests of scripts/gpu-suite without a GPU: python3 -m unittest discover -s scripts -t scripts"""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import shutil
+import stat
+import tempfile
+import textwrap
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from suite import families, parts, results
+
+HEADER = "family,op,shape,unit,ours,peer,peer_value,ratio"
+CLOSING = "test result: ok. {} passed; {} failed; {} ignored; 0 measured; 3 filtered out; finished in 0.1s"
+FAMILY = families.Family(
+    device=("cuda/rotary.cu",),
+    launch=(),
+    tests=(),
+    bench="bench",
+    abi=(),
+    peers=("benches/peers/rotary.py",),
+    large=("huge",),
+)
+
+
+class Suite(unittest.TestCase):
+    """Runs a part of a family `rotary` whose programs are scripts of the test, with goals and known values to it."""
+
+    def setUp(self):
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.out = self.folder / "out"
+        self.out.mkdir()
+        self.write("goals.csv", "family,op,shape,unit,goal\nrotary,fast,s1,GB/s,0.9\nrotary,node,s1,us,2.0\n")
+        known = (
+            'family,op,shape,unit,peer,value,source\nrotary,fast,s1,GB/s,"Liger, table",2000,"one H100, 2026-11-23"\n'
+        )
+        self.write("known.csv", known)
+        replaced = [
+            mock.patch.object(families, "GOALS", self.folder / "goals.csv"),
+            mock.patch.object(families, "KNOWN", self.folder / "known.csv"),
+            mock.patch.object(results, "RESULTS", self.folder),
+            mock.patch.object(parts, "BUNDLE", self.folder),
+            mock.patch.dict(families.FAMILIES, {"rotary": FAMILY}),
+            mock.patch.dict("os.environ", {"PATH": f"{self.folder}:/usr/bin:/bin"}),
+        ]
+        for patch in replaced:
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def write(self, name, text):
+        (self.folder / name).write_text(text)
+
+    def program(self, name, script):
+        """A program that does as a shell script says, and keeps its arguments."""
+        path = self.folder / name
+        path.write_text(f'#!/bin/sh\necho "$@" >> {self.folder}/{name}.arguments\n{textwrap.dedent(script)}')
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    def arguments(self, name):
+        return (self.folder / f"{name}.arguments").read_text().splitlines()
+
+    def run_part(self, kind):
+        with contextlib.redirect_stdout(io.StringIO()):
+            return parts.run("rotary", kind, self.out)
+
+    def table(self):
+        with (self.out / "h100.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def rows(self, *rows):
+        return "\n".join(["cat <<'END'", "Benchmarking rotary/fast", HEADER, *rows, "END", ""])
+
+
+class Tests(Suite):
+    def test_a_part_runs_the_tests_of_its_family(self):
+        self.program("gpu", f"echo '{CLOSING.format(5, 0, 0)}'")
+        found = self.run_part("tests")
+        self.assertEqual((found["problems"], found["counts"]["passed"]), ([], 5))
+        self.assertEqual(self.arguments("gpu"), ["rotary::"])
+
+    def test_no_test_an_ignored_one_and_a_failed_one_are_refused(self):
+        for counts, problems in (
+            ((0, 0, 0), ["no test was run"]),
+            ((4, 0, 1), ["1 ignored"]),
+            ((4, 2, 0), ["2 failed"]),
+        ):
+            self.program("gpu", f"echo '{CLOSING.format(*counts)}'")
+            self.assertEqual(self.run_part("tests")["problems"], problems)
+
+    def test_a_program_that_ends_early_or_badly_is_refused(self):
+        self.program("gpu", "exit 139")
+        self.assertEqual(self.run_part("tests")["problems"], ["no closing line, exit status 139"])
+        self.program("gpu", f"echo '{CLOSING.format(4, 0, 0)}'; exit 7")
+        self.assertEqual(self.run_part("tests")["problems"], ["exit status 7"])
+
+    def test_a_part_ends_at_its_limit(self):
+        self.program("gpu", "exec sleep 30")
+        with mock.patch.object(parts.Deadline.__init__, "__defaults__", (1.0,)):
+            self.assertEqual(self.run_part("tests")["problems"], ["not done after 1 s"])
+
+
+class Sanitizer(Suite):
+    def test_every_tool_must_have_found_nothing_in_some_test(self):
+        self.program("gpu", "")
+        self.program(
+            "compute-sanitizer",
+            f"""
+            echo '{CLOSING.format(5, 0, 0)}'
+            case $2 in
+            racecheck) echo 'RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)'; exit 1 ;;
+            initcheck) ;;
+            *) echo 'ERROR SUMMARY: 0 errors' ;;
+            esac""",
+        )
+        found = self.run_part("sanitizer")["problems"]
+        self.assertEqual(found, ["racecheck: exit status 1", "racecheck: 1 errors", "initcheck: no summary"])
+        self.assertIn("rotary:: --skip huge", self.arguments("compute-sanitizer")[0])
+
+
+class Bench(Suite):
+    FAST = "rotary,fast,s1,GB/s,95.0,device copy,100.0,0.9500"
+    NODE = "rotary,node,s1,us,2.500,goal,2.000,0.8000"
+
+    def test_rows_get_goals_and_a_missed_one_is_recorded(self):
+        self.program("bench", self.rows(self.FAST, self.NODE))
+        found = self.run_part("bench")
+        self.assertEqual((found["problems"], found["missed"]), ([], ["node, s1, goal: 0.8000 of 2.0"]))
+        self.assertEqual([row["goal"] for row in self.table()], ["0.9", "2.0"])
+        self.assertEqual(self.arguments("bench"), ["--bench"])
+
+    def test_a_goal_without_a_row_is_refused_and_writes_nothing(self):
+        self.program("bench", self.rows(self.FAST))
+        self.assertEqual(self.run_part("bench")["problems"], ["no row for the goal node, s1, us"])
+        self.assertFalse((self.out / "h100.csv").exists())
+
+    def test_a_bench_that_measured_nothing_is_refused(self):
+        self.program("bench", "echo 'rotary: not measured: no GPU' >&2")
+        self.assertIn("nothing was measured", self.run_part("bench")["problems"])
+
+    def test_a_torn_row_and_a_foreign_peer_are_refused(self):
+        self.program("bench", self.rows("rotary,fast,s1,GB/s,95.0,de", self.NODE))
+        self.assertIn("a row that has not 8 fields: fast, s1", self.run_part("bench")["problems"])
+        self.program("bench", self.rows(self.FAST.replace("device copy", "Liger"), self.NODE))
+        problems = self.run_part("bench")["problems"]
+        self.assertEqual(problems, ["fast, s1: the peer 'Liger' is not one of the part bench"])
+
+
+class Peers(Suite):
+    LIGER = 'rotary,fast,s1,GB/s,2100.0,"Liger, table",{},1.0500'
+
+    def python(self, script):
+        self.program("python3", f'case "$*" in *--prepare) exit 0;; esac\n{script}')
+
+    def test_peers_stand_beside_the_rows_of_the_bench(self):
+        self.program("bench", self.rows(Bench.FAST, Bench.NODE))
+        self.run_part("bench")
+        self.python(
+            "echo 'oracle: a: within 0.1'; echo 'not measured: FlashInfer (no module)'\n"
+            + self.rows(self.LIGER.format(2000))
+        )
+        found = self.run_part("peers")
+        self.assertEqual((found["problems"], found["not_measured"]), ([], ["FlashInfer (no module)"]))
+        self.assertEqual([row["peer"] for row in self.table()], ["device copy", "goal", "Liger, table"])
+        # Again: each part puts its rows in place of its own.
+        self.run_part("peers")
+        self.run_part("bench")
+        self.assertEqual([row["peer"] for row in self.table()], ["device copy", "goal", "Liger, table"])
+        self.assertEqual([row["goal"] for row in self.table()], ["0.9", "2.0", ""])
+
+    def test_a_peer_that_is_not_what_it_was_gets_a_note(self):
+        for value, note in (
+            (1941, ""),
+            (1918, "peer 4.1 % below its 2000 of 2026-11-23"),
+            (2100, "peer 5.0 % above its 2000 of 2026-11-23"),
+        ):
+            self.python("echo 'oracle: a: within 0.1'\n" + self.rows(self.LIGER.format(value)))
+            self.assertEqual(self.run_part("peers")["problems"], [])
+            self.assertEqual(self.table()[0]["note"], note)
+
+    def test_an_oracle_that_disagrees_fails_and_so_does_the_want_of_one(self):
+        self.python("echo 'the oracle disagrees: a: 3 times its bound'; exit 1")
+        self.assertEqual(
+            self.run_part("peers")["problems"], ["exit status 1", "no oracle was asked", "nothing was measured"]
+        )
+        self.python(self.rows(self.LIGER.format(2000)))
+        self.assertEqual(self.run_part("peers")["problems"], ["no oracle was asked"])
+
+    def test_goals_against_peers_are_held_by_their_part(self):
+        held = dataclasses.replace(FAMILY, peer_goals=("fast",))
+        with mock.patch.dict(families.FAMILIES, {"rotary": held}):
+            self.program("bench", self.rows(Bench.NODE))
+            self.assertEqual(self.run_part("bench")["problems"], [])
+            self.python("echo 'oracle: a: within 0.1'\n" + self.rows(self.LIGER.format(2000).replace("1.0500", "0.8")))
+            self.assertEqual(self.run_part("peers")["missed"], ["fast, s1, Liger, table: 0.8 of 0.9"])
+
+
+class Stamps(Suite):
+    def test_a_stamp_is_stale_by_the_files_that_changed(self):
+        now = {"a": families.digest(b"1"), "b": families.digest(b"2")}
+        stamp = {"passed": True, "gpu": "H100", "date": "today", "commit": "abc", "source_hash": families.combined(now)}
+        stamp["sources"] = {path: value[:16] for path, value in now.items()}
+        self.assertEqual(results.verdict(stamp, now), "fresh: H100, today, commit abc")
+        self.assertEqual(results.verdict(stamp, {**now, "b": families.digest(b"3"), "c": now["a"]}), "stale: b, c")
+        self.assertEqual(results.verdict({**stamp, "passed": False}, now), "stale: failed on today")
+        self.assertEqual(results.verdict(None, now), "stale: never run")
+
+    def test_parts_not_run_keep_their_stamps(self):
+        self.write("stamps.json", '{"rotary": {"tests": 1}}')
+        results.write_stamp(self.out, "rotary", "peers", {"passed": True})
+        results.write_stamp(self.out, "rotary", "bench", {"passed": False})
+        stamps = results.read_stamps(self.out / "stamps.json")["rotary"]
+        self.assertEqual(stamps, {"tests": 1, "peers": {"passed": True}, "bench": {"passed": False}})
+
+
+class Sources(unittest.TestCase):
+    def test_each_part_depends_on_its_own_files_and_all_on_the_kernel(self):
+        found = {kind: families.sources("rotary", kind).keys() for kind in families.KINDS}
+        for kind in families.KINDS:
+            self.assertLessEqual(
+                {"cuda/rotary.cu", "cuda/include/params.h", "src/ops/rotary.rs", "build.rs"}, found[kind]
+            )
+        self.assertIn("tests/gpu/rotary/contract.rs", found["sanitizer"])
+        self.assertIn("benches/gpu/measure.rs", found["bench"])
+        self.assertIn("benches/peers/known.csv, the family's rows", found["peers"])
+        self.assertFalse(any(path.startswith("benches/") for path in found["tests"]))
+        self.assertFalse(any(path.startswith("tests/") for path in found["peers"] | found["bench"]))
+
+
+if __name__ == "__main__":
+    unittest.main()
