@@ -39,26 +39,26 @@ impl Default for longrope_factor_set {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct longrope_factor_sets {
+    pub original_length: i64,
+    pub first_tokens: i64,
     pub plain_set: longrope_factor_set,
     pub short_set: longrope_factor_set,
     pub long_set: longrope_factor_set,
-    pub original_length: i64,
-    pub first_tokens: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of longrope_factor_sets"][::core::mem::size_of::<longrope_factor_sets>() - 3112usize];
     ["Alignment of longrope_factor_sets"][::core::mem::align_of::<longrope_factor_sets>() - 8usize];
-    ["Offset of field: longrope_factor_sets::plain_set"]
-        [::core::mem::offset_of!(longrope_factor_sets, plain_set) - 0usize];
-    ["Offset of field: longrope_factor_sets::short_set"]
-        [::core::mem::offset_of!(longrope_factor_sets, short_set) - 1032usize];
-    ["Offset of field: longrope_factor_sets::long_set"]
-        [::core::mem::offset_of!(longrope_factor_sets, long_set) - 2064usize];
     ["Offset of field: longrope_factor_sets::original_length"]
-        [::core::mem::offset_of!(longrope_factor_sets, original_length) - 3096usize];
+        [::core::mem::offset_of!(longrope_factor_sets, original_length) - 0usize];
     ["Offset of field: longrope_factor_sets::first_tokens"]
-        [::core::mem::offset_of!(longrope_factor_sets, first_tokens) - 3104usize];
+        [::core::mem::offset_of!(longrope_factor_sets, first_tokens) - 8usize];
+    ["Offset of field: longrope_factor_sets::plain_set"]
+        [::core::mem::offset_of!(longrope_factor_sets, plain_set) - 16usize];
+    ["Offset of field: longrope_factor_sets::short_set"]
+        [::core::mem::offset_of!(longrope_factor_sets, short_set) - 1048usize];
+    ["Offset of field: longrope_factor_sets::long_set"]
+        [::core::mem::offset_of!(longrope_factor_sets, long_set) - 2080usize];
 };
 impl Default for longrope_factor_sets {
     fn default() -> Self {
@@ -136,12 +136,14 @@ pub struct longrope_rotary_params {
     pub parity: i32,
     pub backward: i32,
     pub ring_bytes: i32,
-    pub padding: i32,
+    pub token_blocks: u32,
+    pub token_blocks_reciprocal: u32,
+    pub length_reciprocal: u32,
     pub sets: longrope_factor_sets,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of longrope_rotary_params"][::core::mem::size_of::<longrope_rotary_params>() - 3368usize];
+    ["Size of longrope_rotary_params"][::core::mem::size_of::<longrope_rotary_params>() - 3376usize];
     ["Alignment of longrope_rotary_params"][::core::mem::align_of::<longrope_rotary_params>() - 8usize];
     ["Offset of field: longrope_rotary_params::tensor"]
         [::core::mem::offset_of!(longrope_rotary_params, tensor) - 0usize];
@@ -171,10 +173,14 @@ const _: () = {
         [::core::mem::offset_of!(longrope_rotary_params, backward) - 244usize];
     ["Offset of field: longrope_rotary_params::ring_bytes"]
         [::core::mem::offset_of!(longrope_rotary_params, ring_bytes) - 248usize];
-    ["Offset of field: longrope_rotary_params::padding"]
-        [::core::mem::offset_of!(longrope_rotary_params, padding) - 252usize];
+    ["Offset of field: longrope_rotary_params::token_blocks"]
+        [::core::mem::offset_of!(longrope_rotary_params, token_blocks) - 252usize];
+    ["Offset of field: longrope_rotary_params::token_blocks_reciprocal"]
+        [::core::mem::offset_of!(longrope_rotary_params, token_blocks_reciprocal) - 256usize];
+    ["Offset of field: longrope_rotary_params::length_reciprocal"]
+        [::core::mem::offset_of!(longrope_rotary_params, length_reciprocal) - 260usize];
     ["Offset of field: longrope_rotary_params::sets"]
-        [::core::mem::offset_of!(longrope_rotary_params, sets) - 256usize];
+        [::core::mem::offset_of!(longrope_rotary_params, sets) - 264usize];
 };
 impl Default for longrope_rotary_params {
     fn default() -> Self {
@@ -197,22 +203,51 @@ pub struct longrope_rerotate_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of longrope_rerotate_params"][::core::mem::size_of::<longrope_rerotate_params>() - 6504usize];
+    ["Size of longrope_rerotate_params"][::core::mem::size_of::<longrope_rerotate_params>() - 6512usize];
     ["Alignment of longrope_rerotate_params"][::core::mem::align_of::<longrope_rerotate_params>() - 8usize];
     ["Offset of field: longrope_rerotate_params::rotary"]
         [::core::mem::offset_of!(longrope_rerotate_params, rotary) - 0usize];
     ["Offset of field: longrope_rerotate_params::from"]
-        [::core::mem::offset_of!(longrope_rerotate_params, from) - 3368usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, from) - 3376usize];
     ["Offset of field: longrope_rerotate_params::shift"]
-        [::core::mem::offset_of!(longrope_rerotate_params, shift) - 6480usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, shift) - 6488usize];
     ["Offset of field: longrope_rerotate_params::from_choices"]
-        [::core::mem::offset_of!(longrope_rerotate_params, from_choices) - 6488usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, from_choices) - 6496usize];
     ["Offset of field: longrope_rerotate_params::from_choice_kind"]
-        [::core::mem::offset_of!(longrope_rerotate_params, from_choice_kind) - 6496usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, from_choice_kind) - 6504usize];
     ["Offset of field: longrope_rerotate_params::padding"]
-        [::core::mem::offset_of!(longrope_rerotate_params, padding) - 6500usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, padding) - 6508usize];
 };
 impl Default for longrope_rerotate_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_rotary_table_params {
+    pub rotary: longrope_rotary_params,
+    pub table: *const longrope_factor_set,
+    pub count: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_rotary_table_params"]
+        [::core::mem::size_of::<longrope_rotary_table_params>() - 3392usize];
+    ["Alignment of longrope_rotary_table_params"]
+        [::core::mem::align_of::<longrope_rotary_table_params>() - 8usize];
+    ["Offset of field: longrope_rotary_table_params::rotary"]
+        [::core::mem::offset_of!(longrope_rotary_table_params, rotary) - 0usize];
+    ["Offset of field: longrope_rotary_table_params::table"]
+        [::core::mem::offset_of!(longrope_rotary_table_params, table) - 3376usize];
+    ["Offset of field: longrope_rotary_table_params::count"]
+        [::core::mem::offset_of!(longrope_rotary_table_params, count) - 3384usize];
+};
+impl Default for longrope_rotary_table_params {
     fn default() -> Self {
         let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
         unsafe {
