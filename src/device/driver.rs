@@ -102,9 +102,7 @@ pub(super) fn check(call: &'static str, answer: sys::CUresult) -> Result<(), Dev
 
 /// Loads and starts the driver, and checks its version.
 pub(super) fn start() -> Result<(), DeviceError> {
-    // SAFETY: asks the dynamic loader only.
-    let present = unsafe { sys::is_culib_present() };
-    check_driver(present, || {
+    check_driver(is_installed(), || {
         let mut version: c_int = 0;
         // SAFETY: the driver is there; the call writes one integer, and needs no initialisation.
         check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut version) })?;
@@ -112,6 +110,15 @@ pub(super) fn start() -> Result<(), DeviceError> {
     })?;
     // SAFETY: may be called any number of times.
     check("cuInit", unsafe { sys::cuInit(0) })
+}
+
+/// Whether there is a driver to load. cudarc panics where there is none, and its own question is gone where another crate
+/// of the program has it link the driver.
+fn is_installed() -> bool {
+    ["libcuda.so.1", "libcuda.so", "nvcuda.dll"].iter().any(|name| {
+        // SAFETY: the driver's library does no harm when it is loaded, or loaded again.
+        unsafe { libloading::Library::new(*name) }.is_ok()
+    })
 }
 
 /// What [`start`] makes of a machine.
