@@ -1,5 +1,7 @@
-//! What the drivers share: a Llama on candle, texts, perplexity, the search run and its plots.
+//! What the drivers share: a Llama on candle, texts, perplexity, the search run, tables and plots.
 
+pub mod corpus;
+pub mod evaluation;
 pub mod files;
 pub mod interrupt;
 pub mod memory;

@@ -2,22 +2,28 @@
 
 use anyhow::{Result, ensure};
 
-use crate::model::LlamaConfig;
+use crate::model::{Llama, LlamaConfig, Place};
 
-/// Bytes that evaluating sequences of `length` tokens needs, roughly: weights and the activations of one layer, f32.
-pub fn required(config: &LlamaConfig, length: usize) -> u64 {
-    let heads = config.head_dim() * (2 * config.query_heads + 2 * config.key_heads);
-    // residual, its norm and the sum being formed; gate, up and their product; a quarter more for what allocators keep
-    let token = 3 * config.hidden_size + 2 * heads + 3 * config.intermediate_size;
-    let logits = crate::model::Llama::LOGIT_ROWS.min(length) * config.vocab_size;
+/// Bytes of the device's memory that evaluating sequences of `length` tokens needs, roughly: weights, the activations of one
+/// layer, and the logits of some rows.
+pub fn required(config: &LlamaConfig, length: usize, place: &Place) -> u64 {
+    let (queries, keys) = (config.query_heads * config.head_dim(), config.key_heads * config.head_dim());
+    // Within the attention: queries, keys and values, the rotated ones, the output. Within the feed-forward layer: gate and
+    // up, their product.
+    let widest = (3 * queries + 3 * keys).max(3 * config.intermediate_size);
+    // Beside them the residual and its norm, which GPUs keep together, and what is added to them or comes out.
+    let token = widest + 5 * config.hidden_size;
+    let logits = Llama::logit_rows(place).min(length) * config.vocab_size;
     let numbers = (token as u64).saturating_mul(length as u64).saturating_add(logits as u64);
-    numbers.saturating_add(config.parameters() as u64).saturating_mul(5) // 4 bytes each, and a quarter
+    let numbers = numbers.saturating_add(config.parameters() as u64);
+    // A quarter more for what allocators keep.
+    (numbers.saturating_mul(place.weight_bytes()) / 4).saturating_mul(5)
 }
 
-/// Fails if `bytes` exceed what the machine has available. `available` is asked of the system; where it does not tell,
+/// Fails if `bytes` exceed what the device has available. `available` is asked of the system; where it does not tell,
 /// nothing is refused.
-pub fn check(what: &str, bytes: u64) -> Result<()> {
-    compare(what, bytes, available())
+pub fn check(what: &str, bytes: u64, place: &Place) -> Result<()> {
+    compare(what, bytes, if place.is_gpu() { place.free_memory() } else { available() })
 }
 
 fn compare(what: &str, bytes: u64, available: Option<u64>) -> Result<()> {

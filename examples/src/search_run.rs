@@ -39,7 +39,7 @@ impl Task<'_> {
         perplexity(self.model, &self.windows, &sets, SetChoice::Long)
     }
 
-    /// A hash of all that an evaluation depends on: the model's files, the windows, the length.
+    /// A hash of all that an evaluation depends on: the model's files, the windows, the length, on a GPU the type.
     pub fn fingerprint(&self, model: &Path) -> Result<String> {
         let mut hash = Sha256::new();
         for path in model_files(model)? {
@@ -51,6 +51,11 @@ impl Task<'_> {
             window.iter().for_each(|token| hash.update(token.to_le_bytes()));
         }
         hash.update(self.length.to_le_bytes());
+        // 16-bit weights give other values; the GPU's name does not matter.
+        let place = self.model.place();
+        if place.is_gpu() {
+            hash.update(format!("{:?} on a GPU", place.dtype));
+        }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 }
@@ -119,7 +124,7 @@ impl CheckpointFile {
             .map_err(|error| anyhow!("{}: not a valid checkpoint: {error}", self.path.display()))?;
         ensure!(
             saved.fingerprint == self.fingerprint,
-            "{}: made with another model, text, length or number of windows; run with the same ones, or without \
+            "{}: made with another model, text, length, number of windows or --dtype; run with the same ones, or without \
              --resume to start anew",
             self.path.display()
         );

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use longrope::scaling::SetChoice;
-use longrope_drivers::{memory, model};
+use longrope_drivers::memory;
+use longrope_drivers::model::{self, Place};
 
 const TOKENS: usize = 8192;
 
@@ -27,7 +28,7 @@ fn a_long_sequence_takes_about_the_memory_that_was_estimated() {
     let losses = model.losses(&tokens, &sets, SetChoice::Long).unwrap();
     assert!(losses.iter().all(|loss| loss.is_finite()));
 
-    let (taken, estimate) = (peak() - before, memory::required(model.config(), TOKENS));
+    let (taken, estimate) = (peak() - before, memory::required(model.config(), TOKENS, &Place::cpu()));
     let mib = |bytes: u64| bytes / (1 << 20);
     // Neither the file of the weights nor what each thread works in is counted.
     let allowed = estimate / 2..=estimate + estimate / 2;

@@ -12,7 +12,7 @@ use clap::Parser;
 use longrope::scaling::hf::Generation;
 use longrope::search::{Search, Settings, paper_seeds};
 use longrope_drivers::methods::{self, Method};
-use longrope_drivers::model::{self, Llama};
+use longrope_drivers::model::{self, DeviceKind, Llama, Place, WeightType};
 use longrope_drivers::progress::Progress;
 use longrope_drivers::search_run::{self, CheckpointFile, Task};
 use longrope_drivers::{files, interrupt, memory, plot, report, text};
@@ -63,6 +63,12 @@ struct Arguments {
     /// Also search how many first tokens stay un-interpolated (n_hat), which no engine's configuration can hold
     #[arg(long)]
     first_tokens: bool,
+    /// Where the model runs [default: a GPU where this build can use one, else the CPU]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceKind>,
+    /// Type of weights and activations [default: bf16 on a GPU, f32 on the CPU]
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<WeightType>,
 }
 
 fn main() -> ExitCode {
@@ -80,7 +86,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     interrupt::install()?;
     let started = Instant::now();
     let model_path = arguments.model.clone().unwrap_or_else(|| Path::new(DATA).join("models/tiny"));
-    let (model, tokenizer) = model::load(&model_path)?;
+    let place = Place::choose(arguments.device, arguments.dtype)?;
+    let (model, tokenizer) = model::load_at(&model_path, &place)?;
     let original = model.config().original_length();
     let length = arguments.length.unwrap_or(original.saturating_mul(8));
     ensure!(
@@ -96,7 +103,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     ] {
         ensure!((least..=4096).contains(&value), "{name}: {value} is not valid; expected {least} to 4096");
     }
-    memory::check(&format!("a window of {length} tokens"), memory::required(model.config(), length))?;
+    let needed = memory::required(model.config(), length, &place);
+    memory::check(&format!("a window of {length} tokens"), needed, &place)?;
     let texts = Texts::read(arguments, &tokenizer)?;
     let unseen = (texts.eval_name.as_str(), texts.eval.as_slice());
     // Before the search rather than after it: is there enough unseen text?
@@ -110,7 +118,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut checkpoint = CheckpointFile::new(arguments.output.join("checkpoint.json"), fingerprint);
     let mut search = start(arguments, &model, length, &checkpoint)?;
     eprintln!(
-        "{} ({:.1} M parameters, context {original}): searching factors for {length} tokens",
+        "{} ({:.1} M parameters, context {original}): searching factors for {length} tokens {place}",
         model_path.display(),
         model.config().parameters() as f64 / 1e6
     );

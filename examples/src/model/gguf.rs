@@ -76,6 +76,16 @@ impl GgufFile {
         }
     }
 
+    /// The type that most of the weights were quantised to, as in `Q4_1`; none if most were not.
+    pub fn quantisation(&self) -> Option<String> {
+        let mut elements = std::collections::BTreeMap::<String, usize>::new();
+        for info in self.content.tensor_infos.values() {
+            *elements.entry(format!("{:?}", info.ggml_dtype)).or_default() += info.shape.elem_count();
+        }
+        let (name, _) = elements.into_iter().max_by_key(|(_, count)| *count)?;
+        name.starts_with('Q').then_some(name)
+    }
+
     /// The shape and rotary embedding of the model.
     pub fn config(&self) -> Result<LlamaConfig> {
         let architecture = self.text("general.architecture")?;

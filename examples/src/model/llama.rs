@@ -1,36 +1,39 @@
 //! The forward pass of a Llama over one sequence, with any rotary angles.
 
-use anyhow::Result;
-use candle_core::{Device, Tensor};
+use anyhow::{Result, ensure};
+use candle_core::{DType, Tensor};
 use candle_nn::ops::rms_norm;
 use longrope::scaling::{FactorSets, SetChoice};
-use rayon::prelude::*;
 
-use super::attention::rotary_attention;
+use super::attention::{rotary, rotary_attention};
 use super::config::LlamaConfig;
+use super::ops::{add_norm, cross_entropy, gated_silu};
+use super::place::Place;
 use super::weights::Weights;
 use crate::interrupt;
 
-/// A Llama with its weights in f32.
+/// A Llama with its weights on a device.
 pub struct Llama {
     config: LlamaConfig,
+    place: Place,
     embedding: Tensor,
     blocks: Vec<Block>,
-    norm: Tensor,
+    /// The norm before the first block; that before every other is the last one of the block before it.
+    first_norm: Tensor,
     output: Tensor,
 }
 
 /// One transformer block. Matrices are `[out, in]`.
 struct Block {
-    attention_norm: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    /// Queries, keys and values, one below the other.
+    query_key_value: Tensor,
     output: Tensor,
     feed_forward_norm: Tensor,
-    gate: Tensor,
-    up: Tensor,
+    /// Gate and up, one below the other.
+    gate_up: Tensor,
     down: Tensor,
+    /// The attention norm of the next block, or the model's own after the last.
+    next_norm: Tensor,
 }
 
 /// `x w^T` for `x` `[tokens, in]` and `w` `[out, in]`.
@@ -39,39 +42,56 @@ fn linear(x: &Tensor, w: &Tensor) -> candle_core::Result<Tensor> {
 }
 
 impl Llama {
-    /// Logits are made for this many tokens at a time: those of a long sequence over a large vocabulary would not fit.
+    /// On the CPU logits are made for this many tokens at a time: those of a long sequence over a large vocabulary would not
+    /// fit.
     pub const LOGIT_ROWS: usize = 1024;
+    /// As before on a GPU, where short products leave processors idle. 49,152 tokens of a vocabulary take 0.8 GB.
+    pub const LOGIT_ROWS_GPU: usize = 8192;
 
     /// Loads a model.
-    pub(super) fn new(config: LlamaConfig, weights: &dyn Weights) -> Result<Self> {
+    pub(super) fn new(config: LlamaConfig, weights: &dyn Weights, place: &Place) -> Result<Self> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let query_width = config.query_heads * config.head_dim();
         let key_width = config.key_heads * config.head_dim();
-        let embedding = weights.get("model.embed_tokens.weight", &[config.vocab_size, hidden])?;
+        // Converted before it travels, which halves the way.
+        let placed = |x: Tensor| -> Result<Tensor> { Ok(x.to_dtype(place.dtype)?.to_device(&place.device)?) };
+        let load = |name: &str, shape: &[usize]| placed(weights.get(name, shape)?);
+        let norm = |layer: usize| match layer < config.layers {
+            true => load(&format!("model.layers.{layer}.input_layernorm.weight"), &[hidden]),
+            false => load("model.norm.weight", &[hidden]),
+        };
+        let embedding = load("model.embed_tokens.weight", &[config.vocab_size, hidden])?;
+        let first_norm = norm(0)?;
         let blocks = (0..config.layers)
             .map(|layer| {
-                let get = |name: &str, shape: &[usize]| {
-                    weights.get(&format!("model.layers.{layer}.{name}.weight"), shape)
+                let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+                let get = |part: &str, shape: &[usize]| load(&name(part), shape);
+                let stacked = |parts: &[(&str, usize)]| -> Result<Tensor> {
+                    let parts: Vec<Tensor> = parts
+                        .iter()
+                        .map(|(part, rows)| weights.get(&name(part), &[*rows, hidden]))
+                        .collect::<Result<_>>()?;
+                    placed(Tensor::cat(&parts, 0)?)
                 };
                 Ok(Block {
-                    attention_norm: get("input_layernorm", &[hidden])?,
-                    query: get("self_attn.q_proj", &[query_width, hidden])?,
-                    key: get("self_attn.k_proj", &[key_width, hidden])?,
-                    value: get("self_attn.v_proj", &[key_width, hidden])?,
+                    query_key_value: stacked(&[
+                        ("self_attn.q_proj", query_width),
+                        ("self_attn.k_proj", key_width),
+                        ("self_attn.v_proj", key_width),
+                    ])?,
                     output: get("self_attn.o_proj", &[hidden, query_width])?,
                     feed_forward_norm: get("post_attention_layernorm", &[hidden])?,
-                    gate: get("mlp.gate_proj", &[inner, hidden])?,
-                    up: get("mlp.up_proj", &[inner, hidden])?,
+                    gate_up: stacked(&[("mlp.gate_proj", inner), ("mlp.up_proj", inner)])?,
                     down: get("mlp.down_proj", &[hidden, inner])?,
+                    next_norm: norm(layer + 1)?,
                 })
             })
             .collect::<Result<_>>()?;
-        let norm = weights.get("model.norm.weight", &[hidden])?;
         let output = match config.tied_embeddings {
             true => embedding.clone(),
-            false => weights.get("lm_head.weight", &[config.vocab_size, hidden])?,
+            false => load("lm_head.weight", &[config.vocab_size, hidden])?,
         };
-        Ok(Self { config, embedding, blocks, norm, output })
+        Ok(Self { config, place: place.clone(), embedding, blocks, first_norm, output })
     }
 
     /// The model's shape.
@@ -79,58 +99,72 @@ impl Llama {
         &self.config
     }
 
-    /// The normalised hidden states `[tokens, hidden_size]` of a sequence that starts at position 0.
+    /// Where it runs.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The normalised hidden states `[tokens, hidden_size]` of a sequence that starts at position 0. On a GPU the work may
+    /// still be under way.
     ///
     /// Fails with [`interrupt::Interrupted`] between two blocks once Ctrl-C was pressed.
     pub fn hidden(&self, tokens: &[u32], sets: &FactorSets, choice: SetChoice) -> Result<Tensor> {
+        let vocabulary = self.config.vocab_size;
+        // A GPU would read past the embedding.
+        let wrong = tokens.iter().find(|token| **token as usize >= vocabulary);
+        ensure!(
+            wrong.is_none(),
+            "tokens: {} is not valid; expected 0 to {}, the vocabulary of the model",
+            wrong.unwrap_or(&0),
+            vocabulary - 1
+        );
         let epsilon = self.config.norm_epsilon as f32;
-        let ids = Tensor::new(tokens, &Device::Cpu)?;
+        let rotary = rotary(&self.config, sets, choice);
+        let ids = Tensor::new(tokens, &self.place.device)?;
         let mut x = self.embedding.index_select(&ids, 0)?;
+        let mut normed = rms_norm(&x, &self.first_norm, epsilon)?;
         for block in &self.blocks {
             interrupt::check()?;
-            let normed = rms_norm(&x, &block.attention_norm, epsilon)?;
-            let (q, k, v) = (
-                linear(&normed, &block.query)?,
-                linear(&normed, &block.key)?,
-                linear(&normed, &block.value)?,
-            );
-            let attended = rotary_attention(&self.config, &q, &k, &v, sets, choice)?;
-            x = (x + linear(&attended, &block.output)?)?;
-            let normed = rms_norm(&x, &block.feed_forward_norm, epsilon)?;
-            let inner = (linear(&normed, &block.gate)?.silu()? * linear(&normed, &block.up)?)?;
-            x = (x + linear(&inner, &block.down)?)?;
+            let attended =
+                rotary_attention(&self.config, &rotary, &linear(&normed, &block.query_key_value)?)?;
+            let attended = linear(&attended, &block.output)?;
+            (x, normed) = add_norm(&x, &attended, &block.feed_forward_norm, epsilon)?;
+            let inner = gated_silu(&linear(&normed, &block.gate_up)?)?;
+            let fed = linear(&inner, &block.down)?;
+            (x, normed) = add_norm(&x, &fed, &block.next_norm, epsilon)?;
         }
-        Ok(rms_norm(&x, &self.norm, epsilon)?)
+        Ok(normed)
     }
 
     /// The logits `[rows, vocab_size]` of `rows` of the hidden states.
     pub fn logits(&self, hidden: &Tensor, rows: std::ops::Range<usize>) -> Result<Vec<Vec<f32>>> {
         let rows = hidden.narrow(0, rows.start, rows.len())?;
-        Ok(linear(&rows, &self.output)?.to_vec2()?)
+        Ok(linear(&rows, &self.output)?.to_dtype(DType::F32)?.to_vec2()?)
+    }
+
+    /// How many tokens logits are made for at a time.
+    pub fn logit_rows(place: &Place) -> usize {
+        if place.is_gpu() { Self::LOGIT_ROWS_GPU } else { Self::LOGIT_ROWS }
     }
 
     /// The negative log-likelihood of each token after the first, in nats: `tokens.len() - 1` values.
     pub fn losses(&self, tokens: &[u32], sets: &FactorSets, choice: SetChoice) -> Result<Vec<f64>> {
+        ensure!(!tokens.is_empty(), "tokens: none are not valid; expected at least one");
         let hidden = self.hidden(tokens, sets, choice)?;
-        let mut losses = Vec::with_capacity(tokens.len());
-        let last = tokens.len() - 1;
-        for start in (0..last).step_by(Self::LOGIT_ROWS) {
-            let end = last.min(start + Self::LOGIT_ROWS);
-            let logits = self.logits(&hidden, start..end)?;
-            losses.par_extend(
-                logits
-                    .par_iter()
-                    .zip(&tokens[start + 1..=end])
-                    .map(|(row, &token)| log_sum_exp(row) - f64::from(row[token as usize])),
-            );
+        let targets = Tensor::new(&tokens[1..], &self.place.device)?;
+        let (count, at_a_time) = (tokens.len() - 1, Self::logit_rows(&self.place));
+        let pieces = (0..count)
+            .step_by(at_a_time)
+            .map(|start| {
+                let rows = at_a_time.min(count - start);
+                let logits = linear(&hidden.narrow(0, start, rows)?, &self.output)?;
+                cross_entropy(&logits, &targets.narrow(0, start, rows)?)
+            })
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        // Read once, when all is under way: reading waits.
+        match pieces.is_empty() {
+            true => Ok(Vec::new()),
+            false => Ok(Tensor::cat(&pieces, 0)?.to_vec1()?),
         }
-        Ok(losses)
     }
-}
-
-/// The natural logarithm of the sum of exponentials.
-pub fn log_sum_exp(logits: &[f32]) -> f64 {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from((x - largest).exp())).sum();
-    f64::from(largest) + sum.ln()
 }

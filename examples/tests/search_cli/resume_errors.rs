@@ -92,8 +92,7 @@ fn another_model_text_length_or_number_of_windows_is_refused() {
         flags().with("--model", dir.path()),
     ] {
         let error = refused_with(&other);
-        let expected =
-            "made with another model, text, length or number of windows; run with the same ones, or ";
+        let expected = "made with another model, text, length, number of windows or --dtype; run with the same ones, or ";
         assert_eq!(error, format!("{expected}without --resume to start anew"));
     }
 }

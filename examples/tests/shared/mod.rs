@@ -1,16 +1,12 @@
 //! What several test programs share. Each compiles it for itself, so each uses all of it.
 
-use std::path::{Path, PathBuf};
+mod paths;
 
 use longrope::scaling::{FactorSets, RopeConfig, SetChoice};
 use longrope_drivers::model::Llama;
+pub use paths::repository;
 use serde::Deserialize;
 use serde_json::Value;
-
-/// A path of the repository.
-pub fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
-}
 
 /// Logits that transformers computed (`scripts/golden/README.md`).
 #[derive(Deserialize)]

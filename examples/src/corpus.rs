@@ -1,0 +1,166 @@
+//! The texts of `data/manifest.json` by role, and windows over several of them that share no token.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::files;
+
+/// The part of the manifest that concerns texts.
+#[derive(Deserialize)]
+struct Manifest {
+    texts: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    name: String,
+    role: String,
+    /// From the folder that holds `data/`.
+    path: PathBuf,
+    committed: bool,
+}
+
+/// A text that may be measured on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EvalText {
+    /// Its name in the manifest.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// The texts of `manifest` with these names, whose role must be eval; without names, those that are committed.
+///
+/// # Errors
+/// A name that the manifest does not have, a text with another role, or one that was not fetched.
+pub fn eval_texts(manifest: &Path, names: &[String]) -> Result<Vec<EvalText>> {
+    let json = files::read_text(manifest)?;
+    let listed: Manifest = serde_json::from_str(&json)
+        .with_context(|| format!("{}: not a valid manifest of texts", manifest.display()))?;
+    let root = manifest.parent().and_then(Path::parent).unwrap_or(Path::new(""));
+    let text = |entry: &Entry| EvalText { name: entry.name.clone(), path: root.join(&entry.path) };
+    if names.is_empty() {
+        let committed = listed.texts.iter().filter(|entry| entry.role == "eval" && entry.committed);
+        return Ok(committed.map(text).collect());
+    }
+    names
+        .iter()
+        .map(|name| {
+            let Some(entry) = listed.texts.iter().find(|entry| entry.name == *name) else {
+                let known: Vec<&str> = listed.texts.iter().map(|entry| entry.name.as_str()).collect();
+                bail!("--text: {name} is not valid; expected a text of {}: {known:?}", manifest.display());
+            };
+            ensure!(
+                entry.role == "eval",
+                "--text: {name} is not valid; expected a text whose role is eval, and its role is {}",
+                entry.role
+            );
+            let text = text(entry);
+            ensure!(text.path.exists(), "{}: not there; scripts/fetch-texts makes it", text.path.display());
+            Ok(text)
+        })
+        .collect()
+}
+
+/// A piece of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window<'a> {
+    /// Which text.
+    pub text: &'a str,
+    /// Its first token's place in the text.
+    pub start: usize,
+    /// The tokens.
+    pub tokens: &'a [u32],
+}
+
+/// `count` windows of `length` tokens, none of which shares a token with another. They are fixed by the lengths alone: as
+/// many as fit are laid evenly over each text, and the ones taken are spread evenly over all.
+///
+/// # Errors
+/// The texts are too short for so many.
+pub fn windows<'a>(texts: &'a [(String, Vec<u32>)], length: usize, count: usize) -> Result<Vec<Window<'a>>> {
+    ensure!(length >= 2, "a window of {length} tokens is too short; expected at least 2");
+    let mut places = Vec::new();
+    for (text, tokens) in texts {
+        let fit = tokens.len() / length;
+        let step = match fit {
+            0 | 1 => 0,
+            _ => (tokens.len() - length) / (fit - 1),
+        };
+        places.extend((0..fit).map(|i| Window {
+            text,
+            start: i * step,
+            tokens: &tokens[i * step..i * step + length],
+        }));
+    }
+    ensure!(
+        places.len() >= count,
+        "{count} windows of {length} tokens do not fit the texts without overlap, only {} do; use longer texts or more \
+         of them, fewer --windows or shorter --lengths",
+        places.len()
+    );
+    Ok((0..count).map(|i| places[i * places.len() / count]).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(dir: &Path) -> PathBuf {
+        let json = serde_json::json!({ "texts": [
+            { "name": "a", "role": "eval", "path": "data/a.txt", "committed": true },
+            { "name": "b", "role": "search", "path": "data/b.txt", "committed": true },
+            { "name": "c", "role": "eval", "path": "data/cache/c.txt", "committed": false },
+        ]});
+        std::fs::create_dir(dir.join("data")).unwrap();
+        std::fs::write(dir.join("data/a.txt"), "a").unwrap();
+        let path = dir.join("data/manifest.json");
+        std::fs::write(&path, json.to_string()).unwrap();
+        path
+    }
+
+    #[test]
+    fn only_texts_whose_role_is_eval_are_measured_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = manifest(dir.path());
+        let a = EvalText { name: "a".into(), path: dir.path().join("data/a.txt") };
+        for names in [vec![], vec!["a".into()]] {
+            assert_eq!(eval_texts(&manifest, &names).unwrap(), std::slice::from_ref(&a));
+        }
+        let message = |name: &str| eval_texts(&manifest, &[name.into()]).unwrap_err().to_string();
+        assert!(message("b").ends_with("its role is search"), "{}", message("b"));
+        assert!(message("c").ends_with("scripts/fetch-texts makes it"), "{}", message("c"));
+        assert!(message("d").starts_with("--text: d is not valid"), "{}", message("d"));
+    }
+
+    #[test]
+    fn windows_share_no_token_and_cover_every_text() {
+        let text = |n: u32, first| (format!("{n}"), (first..first + n).collect::<Vec<u32>>());
+        let texts = [text(105, 0), text(7, 1000), text(40, 2000)];
+        for (length, count) in [(10, 14), (10, 5), (2, 30), (40, 3)] {
+            let windows = windows(&texts, length, count).unwrap();
+            let mut tokens: Vec<u32> = windows.iter().flat_map(|window| window.tokens).copied().collect();
+            assert_eq!(tokens.len(), length * count);
+            tokens.sort_unstable();
+            tokens.dedup();
+            assert_eq!(tokens.len(), length * count, "{length} {count}");
+            assert!(windows.iter().any(|window| window.text == "105"));
+            assert!(windows.iter().any(|window| window.text == "40"));
+        }
+        let message = windows(&texts, 10, 15).unwrap_err().to_string();
+        assert!(
+            message.starts_with("15 windows of 10 tokens") && message.contains("only 14 do"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_window_starts_where_it_says() {
+        let texts = [("t".to_owned(), (0..100).collect::<Vec<u32>>())];
+        for window in windows(&texts, 7, 9).unwrap() {
+            assert_eq!(window.tokens[0] as usize, window.start);
+        }
+    }
+}

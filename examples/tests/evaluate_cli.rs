@@ -1,0 +1,146 @@
+//! The program `evaluate`, on the bundled model: its tables against the library's own numbers, and what it refuses.
+
+#[path = "shared/paths.rs"]
+mod paths;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+
+use longrope::scaling::SetChoice;
+use longrope_drivers::{corpus, methods, model, text};
+use paths::repository;
+use tempfile::TempDir;
+
+/// What a run left.
+struct Run {
+    stdout: String,
+    stderr: String,
+    dir: TempDir,
+}
+
+impl Run {
+    fn file(&self, name: &str) -> String {
+        fs::read_to_string(self.dir.path().join("out").join(name)).unwrap()
+    }
+}
+
+fn start(dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evaluate"));
+    command.arg("--output").arg(dir.join("out")).args(["--device", "cpu"]).args(arguments);
+    command.output().unwrap()
+}
+
+/// The message of a run that is refused, without "error: ".
+fn refused(arguments: &[&str]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let output = start(dir.path(), arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    assert!(output.stdout.is_empty() && !dir.path().join("out").exists(), "{arguments:?}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    stderr.trim().strip_prefix("error: ").unwrap_or_else(|| panic!("{stderr}")).to_owned()
+}
+
+const NAMES: [&str; 5] = ["none", "PI", "NTK-aware", "YaRN", "mine"];
+
+/// A configuration as `search` writes it, for 512 tokens.
+fn configuration(dir: &Path) -> String {
+    let (model, _) = model::load(&repository("data/models/tiny")).unwrap();
+    let factors: Vec<f64> = (0..32).map(|i| 1.0 + f64::from(i) / 32.0).collect();
+    let rope = methods::longrope(&model.config().rope, 512, &factors, 0).unwrap();
+    let path = dir.join("rope_scaling.json");
+    let json = rope.to_hf(longrope::scaling::hf::Generation::RopeScaling);
+    fs::write(&path, json.to_string()).unwrap();
+    path.display().to_string()
+}
+
+static RUN: LazyLock<Run> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    let mine = format!("mine={}", configuration(dir.path()));
+    let flags =
+        ["--lengths", "512,256", "--windows", "3", "--text", "moby-dick-eval", "--rope-scaling", &mine];
+    let output = start(dir.path(), &flags);
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    assert!(output.status.success(), "{}", text(output.stderr));
+    Run { stdout: text(output.stdout), stderr: text(output.stderr), dir }
+});
+
+#[test]
+fn every_cell_is_the_mean_over_its_windows_with_their_standard_error() {
+    let (model, tokenizer) = model::load(&repository("data/models/tiny")).unwrap();
+    let name = "moby-dick-eval".to_owned();
+    let tokens = text::read_tokens(&repository("data/texts/moby-dick-eval.txt"), &tokenizer).unwrap();
+    let texts = [(name, tokens)];
+    let yarn = methods::baselines(&model.config().rope, 512).unwrap().pop().unwrap().rope;
+    let csv = RUN.file("perplexity.csv");
+    for length in [256usize, 512] {
+        let sets = yarn.factor_sets(length as u64).unwrap();
+        let losses: Vec<f64> = corpus::windows(&texts, length, 3)
+            .unwrap()
+            .iter()
+            .map(|window| {
+                let losses = model.losses(window.tokens, &sets, SetChoice::ByLength(length as u64)).unwrap();
+                losses.iter().sum::<f64>() / losses.len() as f64
+            })
+            .collect();
+        let mean = losses.iter().sum::<f64>() / 3.0;
+        let error = (losses.iter().map(|loss| (loss - mean).powi(2)).sum::<f64>() / 6.0).sqrt();
+        let row = csv.lines().find(|line| line.starts_with(&format!("{length},YaRN,"))).unwrap();
+        let found: Vec<f64> = row.split(',').skip(2).map(|field| field.parse().unwrap()).collect();
+        assert!((found[0] - mean.exp()).abs() < 1e-9 * found[0], "{row}: {}", mean.exp());
+        assert!((found[1] - error * mean.exp()).abs() < 1e-9 * found[0], "{row}: {}", error * mean.exp());
+        assert_eq!(found[2], 3.0);
+    }
+}
+
+#[test]
+fn the_tables_have_every_method_and_length_and_say_what_was_measured() {
+    let rows: Vec<String> = RUN.file("perplexity.csv").lines().skip(1).map(str::to_owned).collect();
+    let expected = [256, 512].iter().flat_map(|length| NAMES.map(|name| format!("{length},{name},")));
+    assert!(rows.iter().zip(expected.clone()).all(|(row, start)| row.starts_with(&start)), "{rows:?}");
+    assert_eq!(rows.len(), expected.count());
+    assert_eq!(RUN.file("windows.csv").lines().count(), 1 + 3 * rows.len());
+    assert_eq!(RUN.file("perplexity.txt"), RUN.stdout);
+    let said =
+        ["Perplexity of tiny, on the CPU in f32, on moby-dick-eval (3 windows a length", "for 512 tokens"];
+    assert!(said.iter().all(|part| RUN.stdout.contains(part)), "{}", RUN.stdout);
+    assert!(RUN.stdout.contains("512 tokens: ") && !RUN.stdout.contains("dequantised"), "{}", RUN.stdout);
+    assert!(RUN.stderr.contains("30 evaluations on the CPU in f32"), "{}", RUN.stderr);
+}
+
+#[test]
+fn a_text_that_was_searched_on_is_refused() {
+    let found = refused(&["--text", "moby-dick-search"]);
+    assert!(found.ends_with("expected a text whose role is eval, and its role is search"), "{found}");
+    let found = refused(&["--text", "king-lear"]);
+    assert!(found.starts_with("--text: king-lear is not valid; expected a text of "), "{found}");
+}
+
+#[test]
+fn windows_that_would_overlap_are_refused() {
+    let found = refused(&["--lengths", "256,65536", "--windows", "9"]);
+    assert!(found.starts_with("9 windows of 65536 tokens do not fit the texts without overlap"), "{found}");
+}
+
+#[test]
+fn wrong_lengths_windows_and_configurations_are_named() {
+    assert!(refused(&["--lengths", "128,256"]).starts_with("--lengths: 256 is not valid as the longest"));
+    assert!(refused(&["--lengths", "1,512"]).starts_with("--lengths: 1 is not valid"));
+    assert!(refused(&["--windows", "1"]).starts_with("--windows: 1 is not valid; expected 2 to 4096"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("other.json");
+    fs::write(&path, r#"{"head_dim": 32, "max_position_embeddings": 256}"#).unwrap();
+    let path = path.display().to_string();
+    let found = refused(&["--lengths", "512", "--rope-scaling", &path]);
+    assert!(found.starts_with(&format!("--rope-scaling: {path}: ")), "{found}");
+    let mine = configuration(dir.path());
+    let found = refused(&["--lengths", "512", "--rope-scaling", &format!("PI={mine}")]);
+    assert!(found.starts_with("--rope-scaling: PI is not valid as a name"), "{found}");
+}
+
+#[test]
+fn a_type_that_the_device_has_not_is_refused() {
+    let found = refused(&["--dtype", "bf16"]);
+    assert_eq!(found, "--dtype: bf16 is not valid on the CPU; expected f32");
+}

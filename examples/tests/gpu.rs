@@ -1,0 +1,271 @@
+//! The model on a GPU. Without one, or without the feature `cuda`, the tests show as ignored; with `LONGROPE_REQUIRE_GPU=1`
+//! that is a failure. Those of SmolLM2 show as ignored where it is not fetched.
+//!
+//! The programs may run on another machine than they were built on, from the root of the repository or from a package.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use libtest_mimic::{Arguments, Failed, Trial};
+use longrope::reference::Format;
+use longrope::scaling::SetChoice;
+use longrope_drivers::model::ops::{add_norm, cross_entropy, gated_silu};
+use longrope_drivers::model::{self, DeviceKind, Llama, Place, WeightType};
+use longrope_drivers::{memory, methods, text};
+
+/// A test: its name, what it needs of `data/`, and what it does on a GPU.
+type Test = (&'static str, Option<&'static str>, fn(&Place));
+
+const SMOLLM2: &str = "data/cache/smollm2-135m-instruct.gguf";
+const EMMA: &str = "data/cache/emma.txt";
+
+const TESTS: &[Test] = &[
+    // First: it asks what is free, and the pool keeps what other tests took.
+    ("131072_tokens_of_smollm2_take_the_memory_that_was_estimated", Some(SMOLLM2), long_sequence),
+    ("the_activation_is_exact_to_one_rounding", None, activation),
+    ("the_residual_and_its_norm_are_exact_to_one_rounding", None, residual),
+    ("losses_are_those_of_f64_in_every_width", None, losses_of_logits),
+    ("losses_of_what_is_not_finite_are_those_of_the_cpu", None, losses_of_what_is_not_finite),
+    ("the_bundled_model_loses_what_it_does_on_the_cpu_by_every_method", None, tiny_is_that_of_the_cpu),
+    ("the_same_tokens_give_the_same_bits", None, repeated),
+    ("smollm2_loses_what_it_does_on_the_cpu", Some(SMOLLM2), smollm2_is_that_of_the_cpu),
+];
+
+fn main() {
+    let required = std::env::var("LONGROPE_REQUIRE_GPU").is_ok_and(|value| value == "1");
+    let place = Place::choose(Some(DeviceKind::Cuda), None).map_err(|error| format!("{error:#}"));
+    let mut trials: Vec<Trial> = TESTS
+        .iter()
+        .map(|&(name, needs, test)| {
+            let place = place.clone();
+            let missing = needs.is_some_and(|path| !repository(path).exists());
+            let ignored = missing || place.is_err() && !required;
+            let run = move || place.map(|place| test(&place)).map_err(Failed::from);
+            Trial::test(name, run).with_ignored_flag(ignored)
+        })
+        .collect();
+    // Needs the compiler, and no GPU.
+    let compiled = Trial::test("the_kernels_compile", || kernels_compile().map_err(Failed::from));
+    trials.push(compiled.with_ignored_flag(!cfg!(feature = "cuda")));
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// A path of the repository.
+fn repository(path: &str) -> PathBuf {
+    let roots = [".", "..", concat!(env!("CARGO_MANIFEST_DIR"), "/..")];
+    let root = roots.iter().find(|root| Path::new(root).join("data/manifest.json").exists());
+    Path::new(root.unwrap_or(&".")).join(path)
+}
+
+#[cfg(feature = "cuda")]
+fn kernels_compile() -> Result<(), String> {
+    let ptx = model::ops::ptx().map_err(|error| error.to_string())?;
+    match ptx.matches(".entry").count() {
+        12 => Ok(()),
+        count => Err(format!("{count} kernels instead of 12")),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn kernels_compile() -> Result<(), String> {
+    Err("built without the feature cuda".to_owned())
+}
+
+/// Values from -1 to 1 of a type, that follow from a seed.
+fn values(dtype: DType, seed: u64, count: usize) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        rounded(dtype, (state >> 40) as f64 / f64::from(1u32 << 23) - 1.0)
+    };
+    std::iter::repeat_with(next).take(count).collect()
+}
+
+fn format(dtype: DType) -> Format {
+    if dtype == DType::F16 { Format::F16 } else { Format::Bf16 }
+}
+
+fn rounded(dtype: DType, x: f64) -> f64 {
+    format(dtype).decode(format(dtype).round(x))
+}
+
+fn tensor(values: &[f64], shape: (usize, usize), dtype: DType, place: &Place) -> Tensor {
+    let narrow: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+    let x = Tensor::from_vec(narrow, shape, &Device::Cpu).unwrap();
+    x.to_dtype(dtype).unwrap().to_device(&place.device).unwrap()
+}
+
+/// Fails unless a 16-bit result is `exact` within `eps` relative, rounded once.
+fn check(dtype: DType, found: &Tensor, exact: &[f64], eps: f64) {
+    let found: Vec<f32> = found.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    assert_eq!(found.len(), exact.len());
+    for (i, (&found, &exact)) in found.iter().zip(exact).enumerate() {
+        let bits = format(dtype).round(f64::from(found));
+        let within = format(dtype).within(bits, exact, eps * exact.abs()).unwrap();
+        assert!(within, "{dtype:?}, element {i}: {found} is not {exact}");
+    }
+}
+
+const TYPES: [DType; 2] = [DType::BF16, DType::F16];
+
+fn activation(place: &Place) {
+    for dtype in TYPES {
+        for (rows, inner) in [(1, 8), (3, 1536), (70_000, 16), (5, 13), (7, 1)] {
+            let packed: Vec<f64> = values(dtype, 1, rows * 2 * inner).iter().map(|x| x * 8.0).collect();
+            let exact: Vec<f64> = packed
+                .chunks(2 * inner)
+                .flat_map(|row| (0..inner).map(|i| row[i] / (1.0 + (-row[i]).exp()) * row[inner + i]))
+                .collect();
+            let out = gated_silu(&tensor(&packed, (rows, 2 * inner), dtype, place)).unwrap();
+            assert_eq!(out.dims(), [rows, inner]);
+            check(dtype, &out, &exact, 1e-6);
+        }
+    }
+}
+
+fn residual(place: &Place) {
+    for dtype in TYPES {
+        for (rows, width) in [(1, 8), (9, 576), (1000, 2048), (5, 13), (7, 1), (3, 100)] {
+            let (x, y) = (values(dtype, 1, rows * width), values(dtype, 2, rows * width));
+            let weight = values(dtype, 3, width);
+            let sum: Vec<f64> = x.iter().zip(&y).map(|(x, y)| rounded(dtype, x + y)).collect();
+            let normed: Vec<f64> = sum
+                .chunks(width)
+                .flat_map(|row| {
+                    let mean = row.iter().map(|x| x * x).sum::<f64>() / width as f64;
+                    let scale = 1.0 / (mean + f64::from(1e-5f32)).sqrt();
+                    row.iter().zip(&weight).map(move |(x, w)| x * scale * w)
+                })
+                .collect();
+            let place_of = |values: &[f64]| tensor(values, (rows, width), dtype, place);
+            let weight = tensor(&weight, (1, width), dtype, place).squeeze(0).unwrap();
+            let (found, found_normed) = add_norm(&place_of(&x), &place_of(&y), &weight, 1e-5).unwrap();
+            check(dtype, &found, &sum, 0.0);
+            check(dtype, &found_normed, &normed, 2e-6);
+        }
+    }
+}
+
+fn losses_of_logits(place: &Place) {
+    for dtype in TYPES {
+        for (rows, width) in [(3, 49_152), (1000, 256), (5, 13), (2, 1), (4, 2056)] {
+            let logits: Vec<f64> =
+                values(dtype, 1, rows * width).iter().map(|x| rounded(dtype, x * 20.0)).collect();
+            let targets: Vec<u32> = (0..rows).map(|row| (row * 7919 % width) as u32).collect();
+            let tensor_of = Tensor::new(targets.as_slice(), &place.device).unwrap();
+            let logits_of = tensor(&logits, (rows, width), dtype, place);
+            let found: Vec<f64> = cross_entropy(&logits_of, &tensor_of).unwrap().to_vec1().unwrap();
+            for ((found, row), target) in found.iter().zip(logits.chunks(width)).zip(&targets) {
+                let sum: f64 = row.iter().map(|x| (x - 20.0).exp()).sum();
+                let exact = sum.ln() + 20.0 - row[*target as usize];
+                assert!((found - exact).abs() < 1e-5, "{dtype:?} {width}: {found} is not {exact}");
+            }
+        }
+    }
+}
+
+fn losses_of_what_is_not_finite(place: &Place) {
+    let (none, width) = (f64::NEG_INFINITY, 4096);
+    // A vector of eight, a whole row, a NaN, an infinity, a target beyond the vocabulary.
+    let mut logits = values(DType::BF16, 1, 5 * width);
+    logits[64..72].fill(none);
+    logits[width..2 * width].fill(none);
+    logits[2 * width + 9] = f64::NAN;
+    logits[3 * width + 9] = f64::INFINITY;
+    let targets = [0u32, 0, 0, 0, width as u32];
+    let on = |place: &Place, dtype| -> Vec<f64> {
+        let logits = tensor(&logits, (5, width), dtype, place);
+        cross_entropy(&logits, &Tensor::new(&targets, &place.device).unwrap()).unwrap().to_vec1().unwrap()
+    };
+    let (gpu, cpu) = (on(place, DType::BF16), on(&Place::cpu(), DType::F32));
+    assert!((gpu[0] - cpu[0]).abs() < 1e-5, "{gpu:?} {cpu:?}");
+    assert!(gpu[1..].iter().chain(&cpu[1..]).all(|loss| loss.is_nan()), "{gpu:?} {cpu:?}");
+}
+
+fn mean(losses: &[f64]) -> f64 {
+    losses.iter().sum::<f64>() / losses.len() as f64
+}
+
+/// 16-bit activations: each loss is off by some hundredths either way, and their mean by much less.
+const MEAN_DIFFERENCE: f64 = 0.01;
+
+fn tiny(place: &Place) -> (Llama, Vec<u32>) {
+    let (model, tokenizer) = model::load_at(&repository("data/models/tiny"), place).unwrap();
+    let tokens = text::read_tokens(&repository("data/texts/moby-dick-eval.txt"), &tokenizer).unwrap();
+    // More than one piece of logits.
+    (model, tokens[..2 * Llama::LOGIT_ROWS_GPU + 3].to_vec())
+}
+
+fn tiny_is_that_of_the_cpu(gpu: &Place) {
+    let (on_cpu, tokens) = tiny(&Place::cpu());
+    for dtype in [WeightType::Bf16, WeightType::F16] {
+        let place = Place::choose(Some(DeviceKind::Cuda), Some(dtype)).unwrap();
+        assert_eq!(place.device.location(), gpu.device.location());
+        let (on_gpu, _) = tiny(&place);
+        for method in methods::baselines(&on_cpu.config().rope, 2048).unwrap() {
+            for length in [2, 256, 2048] {
+                let sets = method.rope.factor_sets(length as u64).unwrap();
+                let choice = SetChoice::ByLength(length as u64);
+                let [cpu, gpu] =
+                    [&on_cpu, &on_gpu].map(|model| model.losses(&tokens[..length], &sets, choice).unwrap());
+                assert_eq!(gpu.len(), length - 1);
+                let difference = mean(&gpu) - mean(&cpu);
+                // One token alone averages nothing.
+                let allowed = if length == 2 { 0.2 } else { MEAN_DIFFERENCE };
+                assert!(difference.abs() < allowed, "{} at {length}: {difference}", method.name);
+            }
+        }
+    }
+}
+
+fn repeated(place: &Place) {
+    let (model, tokens) = tiny(place);
+    let sets = model.config().rope.factor_sets(256).unwrap();
+    let once = model.losses(&tokens, &sets, SetChoice::Short).unwrap();
+    assert_eq!(once.len(), tokens.len() - 1);
+    assert_eq!(once, model.losses(&tokens, &sets, SetChoice::Short).unwrap());
+    // Causal: the beginning loses the same without the rest, to the rounding of other block sizes.
+    let part = model.losses(&tokens[..300], &sets, SetChoice::Short).unwrap();
+    assert!((mean(&part) - mean(&once[..299])).abs() < MEAN_DIFFERENCE);
+}
+
+fn smollm2(place: &Place, text: &str) -> (Llama, Vec<u32>) {
+    let (model, tokenizer) = model::load_at(&repository(SMOLLM2), place).unwrap();
+    let tokens = text::read_tokens(&repository(text), &tokenizer).unwrap();
+    (model, tokens)
+}
+
+fn smollm2_is_that_of_the_cpu(place: &Place) {
+    let text = "data/texts/moby-dick-eval.txt";
+    let [cpu, gpu] = [&Place::cpu(), place].map(|place| {
+        let (model, tokens) = smollm2(place, text);
+        let sets = model.config().rope.factor_sets(1024).unwrap();
+        model.losses(&tokens[..1024], &sets, SetChoice::Short).unwrap()
+    });
+    let difference = mean(&gpu) - mean(&cpu);
+    assert!(difference.abs() < MEAN_DIFFERENCE, "{} on the CPU, {difference} more on the GPU", mean(&cpu));
+}
+
+fn long_sequence(place: &Place) {
+    let text = if repository(EMMA).exists() { EMMA } else { "data/texts/moby-dick-eval.txt" };
+    let length = 131_072;
+    let before = place.free_memory().unwrap();
+    let (model, tokens) = smollm2(place, text);
+    let tokens: Vec<u32> = tokens.iter().copied().cycle().take(length).collect();
+    let estimate = memory::required(model.config(), length, place);
+    let rope = methods::baselines(&model.config().rope, length).unwrap().pop().unwrap().rope;
+    let sets = rope.factor_sets(length as u64).unwrap();
+    let losses = model.losses(&tokens, &sets, SetChoice::ByLength(length as u64)).unwrap();
+    assert_eq!(losses.len(), length - 1);
+    assert!(losses.iter().all(|loss| loss.is_finite() && *loss >= 0.0), "a loss that is none");
+    // The pool keeps what was once taken, so what is gone now is the peak.
+    let taken = before.saturating_sub(place.free_memory().unwrap());
+    let mib = |bytes: u64| bytes >> 20;
+    let allowed = estimate / 3..=estimate + (1 << 30);
+    assert!(allowed.contains(&taken), "{} MiB taken, {} MiB estimated", mib(taken), mib(estimate));
+    assert!(mib(estimate) < 16 << 10, "{} MiB estimated", mib(estimate));
+}
