@@ -2,8 +2,9 @@
 
 #include "include/attention_sm80.cuh"
 
-// Padded head dimension, blocks of 16 queries a warp, keys a tile, tiles in a ring, blocks a multiprocessor.
-using Shape = longrope::AttentionShape<64, 2, 64, 2, 2>;
+// Padded head dimension, blocks of 16 queries a warp, keys a tile, tiles in a ring, blocks a multiprocessor, dimensions between
+// branches. docs/lab/attention-sm80.md has what others gave.
+using Shape = longrope::AttentionShape<64, 2, 112, 1, 2, 64>;
 
 LONGROPE_ATTENTION_SM80(d64_bf16_vector, __nv_bfloat16, Shape, true)
 LONGROPE_ATTENTION_SM80(d64_bf16_strided, __nv_bfloat16, Shape, false)

@@ -19,6 +19,16 @@ pub enum Error {
         /// What would be right.
         expected: String,
     },
+    /// An argument that means something, but something that this library does not do.
+    #[error("{argument}: {found} is not supported; expected {expected}")]
+    Unsupported {
+        /// Which argument.
+        argument: String,
+        /// The value found.
+        found: String,
+        /// What is supported.
+        expected: String,
+    },
     /// No GPU that this library can use, or an error of its driver.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -31,5 +41,13 @@ impl Error {
     /// An [`Error::Argument`].
     pub fn argument(argument: impl Into<String>, found: impl Display, expected: impl Into<String>) -> Self {
         Self::Argument { argument: argument.into(), found: found.to_string(), expected: expected.into() }
+    }
+    /// An [`Error::Unsupported`].
+    pub fn unsupported(
+        argument: impl Into<String>,
+        found: impl Display,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Unsupported { argument: argument.into(), found: found.to_string(), expected: expected.into() }
     }
 }

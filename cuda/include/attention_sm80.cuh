@@ -35,15 +35,8 @@ namespace longrope {
 
 constexpr int kAttentionThreads = 128;
 
-// The thread's index, read anew: what follows from it then holds no register in between.
-__device__ __forceinline__ int fresh_thread_index() {
-    int index;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
-    return index;
-}
-
 // The sizes of a kernel.
-template <int kDim_, int kM_, int kKeys_, int kStages_, int kBlocks_>
+template <int kDim_, int kM_, int kKeys_, int kStages_, int kBlocks_, int kBranch_>
 struct AttentionShape {
     static constexpr int kDim = kDim_;        // padded head dimension
     static constexpr int kM = kM_;            // blocks of 16 queries a warp
@@ -51,6 +44,7 @@ struct AttentionShape {
     static constexpr int kKeys = kKeys_;      // keys a tile
     static constexpr int kStages = kStages_;  // tiles of K, and of V, in shared memory
     static constexpr int kBlocks = kBlocks_;  // blocks a multiprocessor is to hold
+    static constexpr int kBranch = kBranch_;  // dimensions of P V from one branch to the next
     static constexpr int kTileBytes = kKeys * kDim * 2;
     static constexpr int kSharedBytes = kRows * kDim * 2 + 2 * kStages * kTileBytes;
     static_assert(kSharedBytes <= 99 * 1024, "more than GPUs of compute capability 8.6 and 8.9 have");
@@ -97,7 +91,7 @@ struct AttentionBlock {
             span(p.query_starts, p.starts_are_wide, sequence, query_start, query_end);
             span(p.key_starts, p.starts_are_wide, sequence, key_start, key_end);
             is_bad = query_start < 0 || query_end < query_start || query_end > p.query_length || key_start < 0 ||
-                     key_end < key_start || key_end > p.key_length || query_end - query_start > p.tiles * rows;
+                     key_end < key_start || key_end > p.key_length || query_end - query_start > p.max_query_length;
             batch = 0;
             query_length = query_end - query_start;
             key_length = key_end - key_start;
@@ -137,20 +131,22 @@ struct AttentionWarp {
 
     // The address of a lane's first matrix row in a tile of queries, of keys, of values.
     static __device__ __forceinline__ uint32_t query_address(const char *tile) {
-        const int thread = fresh_thread_index(), lane = thread % 32;
+        const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
         return shared_address(tile) + Layout::at(thread / 32 * 16 * kM + lane % 16, lane / 16);
     }
     static __device__ __forceinline__ uint32_t key_address(const char *tile) {
-        const int lane = fresh_thread_index() % 32;
+        const int lane = static_cast<int>(threadIdx.x) % 32;
         return shared_address(tile) + Layout::at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
     }
     static __device__ __forceinline__ uint32_t value_address(const char *tile) {
-        const int lane = fresh_thread_index() % 32;
+        const int lane = static_cast<int>(threadIdx.x) % 32;
         return shared_address(tile) + Layout::at(lane % 16, lane / 16);
     }
 
     // S = Q K^T of this warp's queries and a tile of keys, by the addresses of this lane.
     static __device__ __forceinline__ void logits(float (&s)[kM][kKeyBlocks][4], uint32_t q, uint32_t k) {
+        // Not known to be the same in every tile: what follows from it is not to hold registers between them.
+        asm volatile("" : "+r"(q));
 #pragma unroll
         for (int step = 0; step < kDim / 16; ++step) {
             uint32_t a[kM][4];
@@ -198,13 +194,13 @@ struct AttentionWarp {
         }
     }
 
-    // O = O factor + P V, by this lane's address of the values. Dimensions come by 16, as far as there are any: the branches
-    // also keep the assembler from loading values of later dimensions into more registers than there are.
+    // O = O factor + P V, by this lane's address of the values. Dimensions come by kBranch, as far as there are any. The
+    // branches, the first too, also keep the assembler from loading values so early that it runs out of registers.
     __device__ __forceinline__ void add_values(const uint32_t (&p)[kM][kKeyBlocks][2], const float (&factor)[kM][2],
                                                uint32_t v, int head_dim) {
 #pragma unroll
         for (int n = 0; n < kDimBlocks; n += 2) {
-            if (8 * n >= head_dim) break;
+            if (8 * n % Shape::kBranch == 0 && 8 * n >= head_dim) break;
             float sum[kM][2][4];
 #pragma unroll
             for (int step = 0; step < kKeys / 16; ++step) {
@@ -255,7 +251,7 @@ struct TileRange {
 template <class Shape>
 __device__ __forceinline__ void mask_logits(float (&s)[Shape::kM][Shape::kKeys / 8][4], const AttentionBlock &block,
                                             int64_t first_key) {
-    const int thread = fresh_thread_index(), lane = thread % 32, first_row = thread / 32 * 16 * Shape::kM;
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, first_row = thread / 32 * 16 * Shape::kM;
     // Relative to the tile. Beyond this, a row sees all of it or nothing.
     constexpr int kFar = 1 << 20;
     const int first = static_cast<int>(clamp(block.limits.first - first_key, -kFar, kFar)) + first_row + lane / 4;
@@ -283,7 +279,7 @@ __device__ __forceinline__ void mask_logits(float (&s)[Shape::kM][Shape::kKeys /
 template <class T, class Shape, bool kVector>
 __device__ __forceinline__ void store_rows(const longrope_attention_params &p, const AttentionBlock &block,
                                            const AttentionWarp<T, Shape> &warp, char *staging) {
-    const int thread = fresh_thread_index(), lane = thread % 32, first_row = thread / 32 * 16 * Shape::kM;
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, first_row = thread / 32 * 16 * Shape::kM;
     using Layout = Tile<Shape::kDim>;
     constexpr int kM = Shape::kM;
     const int64_t first = block.first_query + first_row;  // this warp's first query
@@ -430,7 +426,7 @@ __device__ __forceinline__ void attend(const longrope_attention_params &p) {
         async_copy_wait<0>();
         __syncthreads();
         const bool more = tile > first_tile;
-        const TileRange &sees = ranges[fresh_thread_index() / 32];
+        const TileRange &sees = ranges[static_cast<int>(threadIdx.x) / 32];
         const bool seen = tile >= sees.first && tile < sees.end;
         const bool masked = tile < sees.full_first || tile >= sees.full_end;
         if (kStages == 1) {

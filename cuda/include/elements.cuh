@@ -26,6 +26,16 @@ __device__ __forceinline__ __half narrow<__half>(float x) {
     return __float2half_rn(x);
 }
 
+// What the angles of elements are computed in: the bounds of 16-bit results are wide enough for f32.
+template <class T>
+struct Angle {
+    using Real = float;
+};
+template <>
+struct Angle<float> {
+    using Real = double;
+};
+
 // `N` consecutive elements, moved in one access where they fill 16 bytes.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Vector {

@@ -21,13 +21,13 @@ typedef struct longrope_factor_set {
 
 /* The sets that a kernel chooses from, by position and by sequence. */
 typedef struct longrope_factor_sets {
-    longrope_factor_set plain_set;
-    longrope_factor_set short_set;
-    longrope_factor_set long_set;
     /* A sequence longer than this takes the long set (L0). */
     int64_t original_length;
     /* Positions below this take the plain set (n_hat); 0: none does. */
     int64_t first_tokens;
+    longrope_factor_set plain_set;
+    longrope_factor_set short_set;
+    longrope_factor_set long_set;
 } longrope_factor_sets;
 
 /* How a token's position is found. */
@@ -56,7 +56,7 @@ enum longrope_choice_kind {
 
 /* Bits of the caller's status word. */
 enum longrope_device_status {
-    /* A set index was neither 0 nor 1. The tokens of that sequence were not written. */
+    /* A set index was neither 0 nor 1, or not one of the table's. The tokens of that sequence were not written. */
     LONGROPE_DEVICE_BAD_CHOICE = 1,
     /* The starts of a packed sequence do not rise, lie beyond the tensor, or span more than `max_query_length`; or its
      * position is beyond 2^62. Its rows were not written. */
@@ -97,7 +97,10 @@ typedef struct longrope_rotary_params {
     int32_t backward;
     /* Bytes of the ring before the table of angles in shared memory. */
     int32_t ring_bytes;
-    int32_t padding;
+    /* For few tokens: blocks of a token, and the reciprocals (divide.cuh) of that and of `length`. */
+    uint32_t token_blocks;
+    uint32_t token_blocks_reciprocal;
+    uint32_t length_reciprocal;
     longrope_factor_sets sets;
 } longrope_rotary_params;
 
@@ -111,6 +114,15 @@ typedef struct longrope_rerotate_params {
     int32_t from_choice_kind;
     int32_t padding;
 } longrope_rerotate_params;
+
+/* Rotation by sets in device memory: `rotary.choices` is an int32 index into them for each sequence. Of the sets by value the
+ * plain one is used, for first tokens. */
+typedef struct longrope_rotary_table_params {
+    longrope_rotary_params rotary;
+    const longrope_factor_set *table;
+    /* Sets in the table. An index outside of 0 to this, exclusive, is a bad entry. */
+    int64_t count;
+} longrope_rotary_table_params;
 
 /* How a batch is laid out. */
 enum longrope_sequence_kind {
@@ -140,6 +152,8 @@ typedef struct longrope_attention_params {
     /* Packed: int32 or int64 [sequences + 1] in device memory, by `starts_are_wide`. */
     const void *query_starts;
     const void *key_starts;
+    /* Packed: a sequence with more queries is bad. */
+    int64_t max_query_length;
     /* Global position of the first query: this, plus `query_offsets[sequence]` if there are any. */
     int64_t query_offset;
     const int64_t *query_offsets;

@@ -12,7 +12,7 @@
 // and reads slots of its own, and needs no barrier for them; the only barrier is between writing angles and reading them.
 //
 //   begin the loads of the first step
-//   cosine and sine of each pair of each token         f64, a pair a thread, into shared memory
+//   cosine and sine of each pair of each token         a pair a thread, into shared memory
 //   begin the loads of the steps up to kStages - 1
 //   barrier
 //   for each step: wait for its slots; rotate; store; begin the loads of the step kStages - 1 ahead
@@ -98,26 +98,48 @@ struct Head {
     }
 };
 
-// Where a token's cosines and sines come from; the two kernels differ in nothing else.
+// Cosine and sine by exact angles or in parity mode.
+template <class Real>
+__device__ __forceinline__ void pair_cos_sin_by_kind(const longrope_rotary_params &p, PairFactor factor, int64_t position,
+                                                     float *cos, float *sin) {
+    if (p.parity) {
+        pair_cos_sin_parity(factor, position, cos, sin);
+    } else {
+        pair_cos_sin<Real>(factor, position, cos, sin);
+    }
+}
+
+// Where a token's cosines and sines come from; the three kernels differ in nothing else.
+template <class Real>
 struct PlainAngles {
     const longrope_rotary_params &p;
 
-    __device__ __forceinline__ bool set_of(int64_t sequence, int64_t position, int &set) const {
-        set = sequence_set(p.choice_kind, p.choices, sequence, p.sets.original_length);
-        if (set == kBadSet) return false;
-        set = token_set(set, position, p.sets.first_tokens);
-        return true;
-    }
-
     __device__ __forceinline__ bool operator()(int64_t sequence, int64_t position, int pair, float *cos,
                                                float *sin) const {
-        int set;
-        if (!set_of(sequence, position, set)) return false;
-        pair_cos_sin(set_by_number(p.sets, set), pair, position, p.parity, cos, sin);
+        const int of_sequence = sequence_set(p.choice_kind, p.choices, sequence, p.sets.original_length);
+        if (of_sequence == kBadSet) return false;
+        const int set = token_set(of_sequence, position, p.sets.first_tokens);
+        pair_cos_sin_by_kind<Real>(p, factor_of(set_by_number(p.sets, set), pair), position, cos, sin);
         return true;
     }
 };
 
+template <class Real>
+struct AnglesOfTable {
+    const longrope_rotary_table_params &p;
+
+    __device__ __forceinline__ bool operator()(int64_t sequence, int64_t position, int pair, float *cos,
+                                               float *sin) const {
+        const int64_t index = table_index(p.rotary.choices, sequence, p.count);
+        if (index < 0) return false;
+        const bool is_first = token_set(kShort, position, p.rotary.sets.first_tokens) == kPlain;
+        const longrope_factor_set &set = is_first ? p.rotary.sets.plain_set : p.table[index];
+        pair_cos_sin_by_kind<Real>(p.rotary, factor_of(set, pair), position, cos, sin);
+        return true;
+    }
+};
+
+template <class Real>
 struct AnglesBetween {
     const longrope_rerotate_params &p;
 
@@ -129,8 +151,8 @@ struct AnglesBetween {
         const int64_t moved = static_cast<int64_t>(static_cast<uint64_t>(position) + static_cast<uint64_t>(p.shift));
         to = token_set(to, moved, p.rotary.sets.first_tokens);
         from = token_set(from, position, p.from.first_tokens);
-        pair_cos_sin_between(set_by_number(p.from, from), set_by_number(p.rotary.sets, to), pair, position, p.shift, cos,
-                             sin);
+        pair_cos_sin_between<Real>(factor_of(set_by_number(p.from, from), pair),
+                                   factor_of(set_by_number(p.rotary.sets, to), pair), position, p.shift, cos, sin);
         return true;
     }
 };

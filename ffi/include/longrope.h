@@ -1,4 +1,4 @@
-/* longrope: rotary embedding with LongRoPE interpolation on CUDA GPUs, for engines in C and C++.
+/* longrope: rotary embedding with LongRoPE interpolation and attention on CUDA GPUs, for engines in C and C++.
  *
  * The contract of every function
  * ------------------------------
@@ -14,6 +14,9 @@
  *             be the primary one.
  * Launches    A `_run` is asynchronous. It launches at most one kernel; it allocates nothing on the device,
  *             synchronises nothing, copies nothing, and keeps no state. The same inputs give the same bits.
+ * Workspace   Scratch memory on the device is yours: as many bytes as `_workspace_size` says for the same arguments,
+ *             at an address that is a multiple of 16 (NULL will do if it says 0). What is in it before and after a
+ *             launch does not matter. Launches that may run at the same time need one each.
  * Capture     A `_run` can be captured in a CUDA graph. The graph keeps the descriptor and the addresses; positions,
  *             lengths and set indices in device memory are read at each replay. Make the longrope context while the
  *             CUDA context is current, or run once before capturing: the driver can't load code during a capture.
@@ -22,10 +25,10 @@
  * Strides     64-bit, in elements (not bytes), any sign and order. Outputs must not overlap themselves.
  * Errors      Every function that can fail returns a longrope_status. What the host can see is checked before anything
  *             is launched or written, and longrope_last_error_message() names the argument, the value and what was
- *             expected. Indices that lie on the device are checked by the kernel: a bad one leaves its sequence
- *             unwritten and sets a bit in the status word of the descriptor, if there is one. An error of a kernel
- *             that ran before, such as a bad address, may surface as LONGROPE_STATUS_DRIVER in a later call, as it
- *             does everywhere in CUDA.
+ *             expected. Indices and starts that lie on the device are checked by the kernel: a bad one leaves its
+ *             sequence unwritten and sets a bit in the status word of the descriptor, if there is one. An error of a
+ *             kernel that ran before, such as a bad address, may surface as LONGROPE_STATUS_DRIVER in a later call, as
+ *             it does everywhere in CUDA.
  * No surprise Nothing here exits, throws, prints, or aborts but for want of host memory. A fault of the library itself
  *             is LONGROPE_STATUS_INTERNAL.
  *
@@ -78,7 +81,7 @@ typedef enum longrope_status {
     LONGROPE_STATUS_INVALID_ARGUMENT = 1,
     /* The text of a configuration can't be used; the message has the path of the field. */
     LONGROPE_STATUS_INVALID_CONFIG = 2,
-    /* Valid, but not offered: another type on the CPU, more than 256 rotary dimensions, 2^31 tokens. */
+    /* Valid, but not offered: a type or a head dimension that there is no kernel for, more than 2^31 blocks. */
     LONGROPE_STATUS_UNSUPPORTED = 3,
     /* The library was built without a CUDA compiler. */
     LONGROPE_STATUS_NO_DEVICE_CODE = 4,
@@ -307,6 +310,112 @@ LONGROPE_API longrope_status longrope_rerotate_workspace_size(const longrope_rer
                                                               size_t *bytes);
 LONGROPE_API longrope_status longrope_rerotate_run(const longrope_context *context, const longrope_rerotate_desc *desc,
                                                    const longrope_tensor_io *tensors, size_t count, void *stream);
+
+/* ---- Attention --------------------------------------------------------------------------------------------------- */
+
+/* How the tensors hold the sequences of a batch. */
+typedef enum longrope_sequences {
+    LONGROPE_SEQUENCES_DENSE = 0, /* as their batch dimension, all as long as the tensors */
+    LONGROPE_SEQUENCES_PACKED = 1 /* one after the other along the length of tensors with a batch of 1 */
+} longrope_sequences;
+
+/* A bit of the status word. A packed sequence whose starts do not rise, lie beyond the tensor or span more queries
+ * than max_query_length; or one whose queries stand beyond 2^62. It was not written. */
+#define LONGROPE_BAD_SEQUENCE 2u
+
+/* Scaled dot-product attention with grouped heads: out = softmax(scale * q k^T + mask) v.
+ *
+ * Query i of a sequence stands at the global position query_offset + i, key j at key_offset + j. The masks compare
+ * these positions, so a chunk of a prefill and a step of decoding are the same call with other offsets. A row that
+ * sees no key gives zeros, and a log-sum-exp of minus infinity.
+ *
+ * Packed: sequence i has the queries query_starts[i] to before query_starts[i + 1], and its keys likewise (cu_seqlens
+ * elsewhere). It may be empty. The starts, `query_offsets` and `status` are device addresses (host addresses for the
+ * CPU form), read when the kernel runs. */
+typedef struct longrope_attention_desc {
+    uint32_t struct_size;
+    int32_t causal;               /* 1: a query sees keys at its own position and before. 0: all */
+    float scale;                  /* what the logits are multiplied by. 0: 1 / sqrt(head dimension), so 0 itself can't
+                                   * be asked for */
+    uint32_t flags;               /* none is defined yet */
+    int64_t window;               /* a query sees keys less than this many positions back (so 1 is its own alone) and,
+                                   * without `causal`, ahead. 0: all */
+    int64_t query_offset;         /* from -2^62, with all queries below 2^62; key_offset likewise */
+    int64_t key_offset;
+    int32_t sequence_kind;        /* a longrope_sequences; DENSE wants zero in all fields that are marked packed */
+    int32_t index_bits;           /* packed: the starts are int32_t (32, or 0) or int64_t (64) */
+    int64_t sequences;            /* packed: how many there are */
+    const void *query_starts;     /* packed: [sequences + 1] */
+    const void *key_starts;       /* packed: the same for keys and values */
+    int64_t max_query_length;     /* packed: no sequence has more queries. The nearer to the longest, the fewer blocks
+                                   * are launched in vain. 0: the length of q */
+    const int64_t *query_offsets; /* [sequences], or [batch] if dense: added to query_offset. NULL: nothing is */
+    uint32_t *status;             /* a word in which bits are set, never cleared; NULL: none */
+} longrope_attention_desc;
+
+#define LONGROPE_ATTENTION_DESC_INIT \
+    { sizeof(longrope_attention_desc), 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL }
+
+/* What an attention reads and writes. Query head h reads key head h / (query heads / key heads). The outputs overlap
+ * neither each other nor the inputs. */
+typedef struct longrope_attention_tensors {
+    longrope_tensor q;   /* [batch, query length, query heads, head dimension], F16 or BF16 (F32 for the CPU form) */
+    longrope_tensor k;   /* [batch, key length, key heads, head dimension], of the same type */
+    longrope_tensor v;   /* the same as k */
+    longrope_tensor out; /* as q; or F32, as a partial result that is to be merged with others */
+    longrope_tensor lse; /* [batch, query length, query heads, 1], F32: the natural logarithm of each row's sum of
+                          * exponentials. All zero: none */
+} longrope_attention_tensors;
+
+/* Whether longrope_attention_run takes these arguments, or why not: LONGROPE_STATUS_INVALID_ARGUMENT if they mean
+ * nothing, LONGROPE_STATUS_UNSUPPORTED if there is no kernel for what they mean, as for F32, for a head dimension
+ * above 256 or not a multiple of 8, and for 2^31 blocks of queries. Pure: asks no GPU, reads nothing on the device. */
+LONGROPE_API longrope_status longrope_attention_supported(const longrope_attention_desc *desc,
+                                                          const longrope_attention_tensors *tensors);
+
+/* How much scratch memory a run needs: a function of shapes, types and `sequences` alone. Pure. */
+LONGROPE_API longrope_status longrope_attention_workspace_size(const longrope_attention_desc *desc,
+                                                               const longrope_attention_tensors *tensors,
+                                                               size_t *bytes);
+
+/* Launches the attention. Tensors without queries are legal and launch nothing. Logits and sums are F32; the weights
+ * are rounded to the type of q before they meet the values. A NaN, or logits beyond F32, make the rows that see them
+ * NaN; a value that is not finite may also reach rows of the same 128 queries that do not see it. */
+LONGROPE_API longrope_status longrope_attention_run(const longrope_context *context,
+                                                    const longrope_attention_desc *desc,
+                                                    const longrope_attention_tensors *tensors, void *workspace,
+                                                    size_t workspace_bytes, void *stream);
+
+/* The same on the CPU, now, in F32. All addresses are of host memory; any head dimension will do. It copies the
+ * sequence that it works on. Threads as for longrope_rotary_cpu. */
+LONGROPE_API longrope_status longrope_attention_cpu(const longrope_attention_desc *desc,
+                                                    const longrope_attention_tensors *tensors);
+
+/* ---- Merge ------------------------------------------------------------------------------------------------------- */
+
+/* Partial results of one attention over disjoint keys, all with the layouts of the first. */
+typedef struct longrope_merge_parts {
+    longrope_tensor out; /* of part 0: [batch, length, heads, head dimension], F32 */
+    longrope_tensor lse; /* of part 0: [batch, length, heads, 1], F32 */
+    int64_t count;       /* how many parts there are. 0 is legal: then the addresses may be NULL */
+    int64_t out_stride;  /* from the output of a part to that of the next, in elements */
+    int64_t lse_stride;  /* the same for the log-sum-exp */
+} longrope_merge_parts;
+
+/* Merges partial results: lse = ln(sum of exp(lse_p)), out = sum of exp(lse_p - lse) out_p, in the order of the
+ * parts. A part whose log-sum-exp is minus infinity saw no key in that row, and its output there is not read. Where
+ * no part saw one, the result is zeros and minus infinity.
+ *
+ * `out` has the shape of the parts' and any type; `lse` is F32 [batch, length, heads, 1], or NULL. They may be those
+ * of one part, with the same strides, or overlap no other memory in use. There is no CPU form. Statuses are as for
+ * longrope_attention_supported. No scratch memory is needed. */
+LONGROPE_API longrope_status longrope_merge_supported(const longrope_merge_parts *parts, const longrope_tensor *out,
+                                                      const longrope_tensor *lse);
+LONGROPE_API longrope_status longrope_merge_workspace_size(const longrope_merge_parts *parts,
+                                                           const longrope_tensor *out, const longrope_tensor *lse,
+                                                           size_t *bytes);
+LONGROPE_API longrope_status longrope_merge_run(const longrope_context *context, const longrope_merge_parts *parts,
+                                                const longrope_tensor *out, const longrope_tensor *lse, void *stream);
 
 #ifdef __cplusplus
 }

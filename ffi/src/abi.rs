@@ -150,6 +150,16 @@ constants! {
     }
 }
 
+constants! {
+    /// How tensors hold the sequences of a batch.
+    Sequences {
+        /// The batch dimension.
+        Dense = 0, "LONGROPE_SEQUENCES_DENSE";
+        /// One after the other along the length.
+        Packed = 1, "LONGROPE_SEQUENCES_PACKED";
+    }
+}
+
 layout! {
     /// Frequencies in three sets. The header has it for `double` and for `float`.
     Frequencies<T> {
@@ -247,5 +257,73 @@ layout! {
         from_choice_length: i64,
         /// As in [`RotaryDesc`].
         from_choices: *const c_void,
+    }
+}
+
+layout! {
+    /// An attention.
+    AttentionDesc {
+        /// Bytes of the caller's struct.
+        struct_size: u32,
+        /// 0 or 1.
+        causal: i32,
+        /// 0: by the head dimension.
+        scale: f32,
+        /// None is defined.
+        flags: u32,
+        /// 0: none.
+        window: i64,
+        /// Position of the first query.
+        query_offset: i64,
+        /// Position of the first key.
+        key_offset: i64,
+        /// A [`Sequences`].
+        sequence_kind: i32,
+        /// Packed: of the starts; 0 is 32.
+        index_bits: i32,
+        /// Packed: how many.
+        sequences: i64,
+        /// Packed: one more than there are sequences.
+        query_starts: *const c_void,
+        /// As before.
+        key_starts: *const c_void,
+        /// Packed: 0 is the length of the queries.
+        max_query_length: i64,
+        /// Added to the first, by sequence; null: nothing.
+        query_offsets: *const i64,
+        /// Where bits are set.
+        status: *mut u32,
+    }
+}
+
+layout! {
+    /// What an attention reads and writes.
+    AttentionTensors {
+        /// Queries.
+        q: Tensor,
+        /// Keys.
+        k: Tensor,
+        /// Values.
+        v: Tensor,
+        /// The output.
+        out: Tensor,
+        /// The log-sum-exp; all zero: none.
+        lse: Tensor,
+    }
+}
+
+layout! {
+    /// Partial results of an attention.
+    MergeParts {
+        /// The output of the first.
+        out: Tensor,
+        /// Its log-sum-exp.
+        lse: Tensor,
+        /// How many there are.
+        count: i64,
+        /// From one output to the next, in elements.
+        out_stride: i64,
+        /// The same of the log-sum-exps.
+        lse_stride: i64,
     }
 }

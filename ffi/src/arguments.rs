@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use crate::abi::{Frequencies, RerotateDesc, RotaryDesc};
+use crate::abi::{AttentionDesc, Frequencies, RerotateDesc, RotaryDesc};
 use crate::status::Failure;
 
 /// The name of a field in messages. It is put together only if there is one, since a launch should cost little.
@@ -42,6 +42,12 @@ unsafe impl Sized32 for RotaryDesc {
 // SAFETY: as above.
 unsafe impl Sized32 for RerotateDesc {
     const FIRST_SIZE: usize = 48;
+    const ARGUMENT: &'static str = "desc";
+}
+
+// SAFETY: as above.
+unsafe impl Sized32 for AttentionDesc {
+    const FIRST_SIZE: usize = 96;
     const ARGUMENT: &'static str = "desc";
 }
 
@@ -90,6 +96,19 @@ pub unsafe fn result<T>(name: &str, out: *mut *mut T) -> Result<(), Failure> {
     }
     // SAFETY: valid by this function's contract.
     unsafe { out.write(std::ptr::null_mut()) };
+    Ok(())
+}
+
+/// Hands out the size of the scratch memory.
+///
+/// # Safety
+/// `bytes` is null or valid for writing.
+pub unsafe fn workspace_size(bytes: *mut usize, size: usize) -> Result<(), Failure> {
+    if bytes.is_null() {
+        return Err(Failure::null("bytes", "where to put the size"));
+    }
+    // SAFETY: by this function's contract.
+    unsafe { bytes.write(size) };
     Ok(())
 }
 

@@ -3,14 +3,20 @@
 //! - `abi`: the structs and constants of the header.
 //! - `status`: the boundary. No panic and no print crosses it; every failure leaves a message.
 //! - `arguments`: reading what a caller points to.
-//! - `context`, `factors`, `tensor`, `rotary`, `cpu`: the functions, by the header's sections.
+//! - `host`: what a descriptor points to in host memory.
+//! - `context`, `factors`, `tensor`, `rotary`, `attention`, `merge`: the functions, by the header's sections; the CPU forms
+//!   are files of their own.
 
 mod abi;
 mod arguments;
+mod attention;
+mod attention_cpu;
 mod context;
-mod cpu;
 mod factors;
+mod host;
+mod merge;
 mod rotary;
+mod rotary_cpu;
 mod status;
 mod tensor;
 

@@ -47,7 +47,7 @@ pub unsafe extern "C" fn longrope_rotary_workspace_size(
         let (rotary, tensors) = unsafe { rotary(desc, tensors, count) }?;
         rotary.supported(tensors.as_slice())?;
         // SAFETY: as above.
-        unsafe { no_workspace(bytes) }
+        unsafe { arguments::workspace_size(bytes, 0) }
     })
 }
 
@@ -108,7 +108,7 @@ pub unsafe extern "C" fn longrope_rerotate_workspace_size(
         let (rerotate, tensors) = unsafe { rerotate(desc, tensors, count) }?;
         rerotate.supported(tensors.as_slice())?;
         // SAFETY: as above.
-        unsafe { no_workspace(bytes) }
+        unsafe { arguments::workspace_size(bytes, 0) }
     })
 }
 
@@ -133,17 +133,6 @@ pub unsafe extern "C" fn longrope_rerotate_run(
         // SAFETY: as above.
         Ok(unsafe { rerotate.run(context, tensors.as_slice(), Stream::from_raw(stream)) }?)
     })
-}
-
-/// # Safety
-/// `bytes` is null or valid for writing.
-unsafe fn no_workspace(bytes: *mut usize) -> Result<(), Failure> {
-    if bytes.is_null() {
-        return Err(Failure::null("bytes", "where to put the size"));
-    }
-    // SAFETY: by this function's contract.
-    unsafe { bytes.write(0) };
-    Ok(())
 }
 
 /// Reads a rotation and its tensors.

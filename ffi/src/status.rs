@@ -35,6 +35,19 @@ impl Failure {
         Self::argument(name, "NULL", expected)
     }
 
+    /// An error of the Rust interface, of which C calls the argument by another name.
+    pub fn renamed(error: Error, name: impl FnOnce(&str) -> String) -> Self {
+        Self::from(match error {
+            Error::Argument { argument, found, expected } => {
+                Error::Argument { argument: name(&argument), found, expected }
+            }
+            Error::Unsupported { argument, found, expected } => {
+                Error::Unsupported { argument: name(&argument), found, expected }
+            }
+            other => other,
+        })
+    }
+
     /// The same failure of a struct that `name` points to.
     pub fn within(self, name: &str) -> Self {
         Self { message: format!("{name}: {}", self.message), ..self }
@@ -44,11 +57,8 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let status = match &error {
-            // What the kernels do not offer, they refuse in the name of the factor sets or of all tensors together.
-            Error::Argument { argument, .. } if argument == "sets" || argument == "tensors" => {
-                Status::Unsupported
-            }
             Error::Argument { .. } => Status::InvalidArgument,
+            Error::Unsupported { .. } => Status::Unsupported,
             Error::Config(_) => Status::InvalidConfig,
             Error::Device(error) => device_status(error),
             _ => Status::Internal,

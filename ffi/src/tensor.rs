@@ -54,11 +54,13 @@ impl Tensors {
     }
 }
 
-fn is_zero(tensor: &Tensor) -> bool {
+/// Whether it is left out.
+pub fn is_zero(tensor: &Tensor) -> bool {
     tensor.data.is_null() && tensor.dtype == 0 && tensor.shape == [0; 4] && tensor.stride == [0; 4]
 }
 
-fn tensor(name: &std::fmt::Arguments<'_>, tensor: &Tensor) -> Result<DeviceTensor, Failure> {
+/// A tensor of the caller's, which messages call `name`.
+pub fn tensor(name: &std::fmt::Arguments<'_>, tensor: &Tensor) -> Result<DeviceTensor, Failure> {
     let dtype = match value!(abi::Dtype, format!("{name}.dtype"), tensor.dtype)? {
         abi::Dtype::F32 => Dtype::F32,
         abi::Dtype::F16 => Dtype::F16,

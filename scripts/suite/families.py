@@ -36,12 +36,12 @@ class Family:
 FAMILIES = {
     "rotary": Family(
         device=("cuda/rotary.cu",),
-        launch=("src/ops/rotary.rs", "src/ops/factors.rs"),
+        launch=("src/ops/rotary*.rs", "src/ops/factors.rs"),
         tests=("tests/gpu/rotary/*.rs",),
         bench="gpu_rotary",
         abi=("ffi/src/rotary.rs", "ffi/src/factors.rs"),
         peers=("benches/peers/rotary.py",),
-        large=("two_to_the_32", "a_launch_stays_on_its_own_stream"),
+        large=("two_to_the_32", "a_launch_stays_on_its_own_stream", "safe_launches_on_two_streams"),
     ),
 }
 

@@ -39,26 +39,26 @@ impl Default for longrope_factor_set {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct longrope_factor_sets {
+    pub original_length: i64,
+    pub first_tokens: i64,
     pub plain_set: longrope_factor_set,
     pub short_set: longrope_factor_set,
     pub long_set: longrope_factor_set,
-    pub original_length: i64,
-    pub first_tokens: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of longrope_factor_sets"][::core::mem::size_of::<longrope_factor_sets>() - 3112usize];
     ["Alignment of longrope_factor_sets"][::core::mem::align_of::<longrope_factor_sets>() - 8usize];
-    ["Offset of field: longrope_factor_sets::plain_set"]
-        [::core::mem::offset_of!(longrope_factor_sets, plain_set) - 0usize];
-    ["Offset of field: longrope_factor_sets::short_set"]
-        [::core::mem::offset_of!(longrope_factor_sets, short_set) - 1032usize];
-    ["Offset of field: longrope_factor_sets::long_set"]
-        [::core::mem::offset_of!(longrope_factor_sets, long_set) - 2064usize];
     ["Offset of field: longrope_factor_sets::original_length"]
-        [::core::mem::offset_of!(longrope_factor_sets, original_length) - 3096usize];
+        [::core::mem::offset_of!(longrope_factor_sets, original_length) - 0usize];
     ["Offset of field: longrope_factor_sets::first_tokens"]
-        [::core::mem::offset_of!(longrope_factor_sets, first_tokens) - 3104usize];
+        [::core::mem::offset_of!(longrope_factor_sets, first_tokens) - 8usize];
+    ["Offset of field: longrope_factor_sets::plain_set"]
+        [::core::mem::offset_of!(longrope_factor_sets, plain_set) - 16usize];
+    ["Offset of field: longrope_factor_sets::short_set"]
+        [::core::mem::offset_of!(longrope_factor_sets, short_set) - 1048usize];
+    ["Offset of field: longrope_factor_sets::long_set"]
+        [::core::mem::offset_of!(longrope_factor_sets, long_set) - 2080usize];
 };
 impl Default for longrope_factor_sets {
     fn default() -> Self {
@@ -136,12 +136,14 @@ pub struct longrope_rotary_params {
     pub parity: i32,
     pub backward: i32,
     pub ring_bytes: i32,
-    pub padding: i32,
+    pub token_blocks: u32,
+    pub token_blocks_reciprocal: u32,
+    pub length_reciprocal: u32,
     pub sets: longrope_factor_sets,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of longrope_rotary_params"][::core::mem::size_of::<longrope_rotary_params>() - 3368usize];
+    ["Size of longrope_rotary_params"][::core::mem::size_of::<longrope_rotary_params>() - 3376usize];
     ["Alignment of longrope_rotary_params"][::core::mem::align_of::<longrope_rotary_params>() - 8usize];
     ["Offset of field: longrope_rotary_params::tensor"]
         [::core::mem::offset_of!(longrope_rotary_params, tensor) - 0usize];
@@ -171,10 +173,14 @@ const _: () = {
         [::core::mem::offset_of!(longrope_rotary_params, backward) - 244usize];
     ["Offset of field: longrope_rotary_params::ring_bytes"]
         [::core::mem::offset_of!(longrope_rotary_params, ring_bytes) - 248usize];
-    ["Offset of field: longrope_rotary_params::padding"]
-        [::core::mem::offset_of!(longrope_rotary_params, padding) - 252usize];
+    ["Offset of field: longrope_rotary_params::token_blocks"]
+        [::core::mem::offset_of!(longrope_rotary_params, token_blocks) - 252usize];
+    ["Offset of field: longrope_rotary_params::token_blocks_reciprocal"]
+        [::core::mem::offset_of!(longrope_rotary_params, token_blocks_reciprocal) - 256usize];
+    ["Offset of field: longrope_rotary_params::length_reciprocal"]
+        [::core::mem::offset_of!(longrope_rotary_params, length_reciprocal) - 260usize];
     ["Offset of field: longrope_rotary_params::sets"]
-        [::core::mem::offset_of!(longrope_rotary_params, sets) - 256usize];
+        [::core::mem::offset_of!(longrope_rotary_params, sets) - 264usize];
 };
 impl Default for longrope_rotary_params {
     fn default() -> Self {
@@ -197,22 +203,51 @@ pub struct longrope_rerotate_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of longrope_rerotate_params"][::core::mem::size_of::<longrope_rerotate_params>() - 6504usize];
+    ["Size of longrope_rerotate_params"][::core::mem::size_of::<longrope_rerotate_params>() - 6512usize];
     ["Alignment of longrope_rerotate_params"][::core::mem::align_of::<longrope_rerotate_params>() - 8usize];
     ["Offset of field: longrope_rerotate_params::rotary"]
         [::core::mem::offset_of!(longrope_rerotate_params, rotary) - 0usize];
     ["Offset of field: longrope_rerotate_params::from"]
-        [::core::mem::offset_of!(longrope_rerotate_params, from) - 3368usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, from) - 3376usize];
     ["Offset of field: longrope_rerotate_params::shift"]
-        [::core::mem::offset_of!(longrope_rerotate_params, shift) - 6480usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, shift) - 6488usize];
     ["Offset of field: longrope_rerotate_params::from_choices"]
-        [::core::mem::offset_of!(longrope_rerotate_params, from_choices) - 6488usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, from_choices) - 6496usize];
     ["Offset of field: longrope_rerotate_params::from_choice_kind"]
-        [::core::mem::offset_of!(longrope_rerotate_params, from_choice_kind) - 6496usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, from_choice_kind) - 6504usize];
     ["Offset of field: longrope_rerotate_params::padding"]
-        [::core::mem::offset_of!(longrope_rerotate_params, padding) - 6500usize];
+        [::core::mem::offset_of!(longrope_rerotate_params, padding) - 6508usize];
 };
 impl Default for longrope_rerotate_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_rotary_table_params {
+    pub rotary: longrope_rotary_params,
+    pub table: *const longrope_factor_set,
+    pub count: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_rotary_table_params"]
+        [::core::mem::size_of::<longrope_rotary_table_params>() - 3392usize];
+    ["Alignment of longrope_rotary_table_params"]
+        [::core::mem::align_of::<longrope_rotary_table_params>() - 8usize];
+    ["Offset of field: longrope_rotary_table_params::rotary"]
+        [::core::mem::offset_of!(longrope_rotary_table_params, rotary) - 0usize];
+    ["Offset of field: longrope_rotary_table_params::table"]
+        [::core::mem::offset_of!(longrope_rotary_table_params, table) - 3376usize];
+    ["Offset of field: longrope_rotary_table_params::count"]
+        [::core::mem::offset_of!(longrope_rotary_table_params, count) - 3384usize];
+};
+impl Default for longrope_rotary_table_params {
     fn default() -> Self {
         let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
         unsafe {
@@ -241,6 +276,7 @@ pub struct longrope_attention_params {
     pub key_length: i64,
     pub query_starts: *const ::core::ffi::c_void,
     pub key_starts: *const ::core::ffi::c_void,
+    pub max_query_length: i64,
     pub query_offset: i64,
     pub query_offsets: *const i64,
     pub key_offset: i64,
@@ -262,7 +298,7 @@ pub struct longrope_attention_params {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of longrope_attention_params"][::core::mem::size_of::<longrope_attention_params>() - 320usize];
+    ["Size of longrope_attention_params"][::core::mem::size_of::<longrope_attention_params>() - 328usize];
     ["Alignment of longrope_attention_params"][::core::mem::align_of::<longrope_attention_params>() - 8usize];
     ["Offset of field: longrope_attention_params::q"]
         [::core::mem::offset_of!(longrope_attention_params, q) - 0usize];
@@ -292,42 +328,44 @@ const _: () = {
         [::core::mem::offset_of!(longrope_attention_params, query_starts) - 208usize];
     ["Offset of field: longrope_attention_params::key_starts"]
         [::core::mem::offset_of!(longrope_attention_params, key_starts) - 216usize];
+    ["Offset of field: longrope_attention_params::max_query_length"]
+        [::core::mem::offset_of!(longrope_attention_params, max_query_length) - 224usize];
     ["Offset of field: longrope_attention_params::query_offset"]
-        [::core::mem::offset_of!(longrope_attention_params, query_offset) - 224usize];
+        [::core::mem::offset_of!(longrope_attention_params, query_offset) - 232usize];
     ["Offset of field: longrope_attention_params::query_offsets"]
-        [::core::mem::offset_of!(longrope_attention_params, query_offsets) - 232usize];
+        [::core::mem::offset_of!(longrope_attention_params, query_offsets) - 240usize];
     ["Offset of field: longrope_attention_params::key_offset"]
-        [::core::mem::offset_of!(longrope_attention_params, key_offset) - 240usize];
+        [::core::mem::offset_of!(longrope_attention_params, key_offset) - 248usize];
     ["Offset of field: longrope_attention_params::window"]
-        [::core::mem::offset_of!(longrope_attention_params, window) - 248usize];
+        [::core::mem::offset_of!(longrope_attention_params, window) - 256usize];
     ["Offset of field: longrope_attention_params::status"]
-        [::core::mem::offset_of!(longrope_attention_params, status) - 256usize];
+        [::core::mem::offset_of!(longrope_attention_params, status) - 264usize];
     ["Offset of field: longrope_attention_params::tiles"]
-        [::core::mem::offset_of!(longrope_attention_params, tiles) - 264usize];
+        [::core::mem::offset_of!(longrope_attention_params, tiles) - 272usize];
     ["Offset of field: longrope_attention_params::sequences"]
-        [::core::mem::offset_of!(longrope_attention_params, sequences) - 272usize];
+        [::core::mem::offset_of!(longrope_attention_params, sequences) - 280usize];
     ["Offset of field: longrope_attention_params::query_heads"]
-        [::core::mem::offset_of!(longrope_attention_params, query_heads) - 276usize];
+        [::core::mem::offset_of!(longrope_attention_params, query_heads) - 284usize];
     ["Offset of field: longrope_attention_params::group"]
-        [::core::mem::offset_of!(longrope_attention_params, group) - 280usize];
+        [::core::mem::offset_of!(longrope_attention_params, group) - 288usize];
     ["Offset of field: longrope_attention_params::head_dim"]
-        [::core::mem::offset_of!(longrope_attention_params, head_dim) - 284usize];
+        [::core::mem::offset_of!(longrope_attention_params, head_dim) - 292usize];
     ["Offset of field: longrope_attention_params::section_heads"]
-        [::core::mem::offset_of!(longrope_attention_params, section_heads) - 288usize];
+        [::core::mem::offset_of!(longrope_attention_params, section_heads) - 296usize];
     ["Offset of field: longrope_attention_params::sections"]
-        [::core::mem::offset_of!(longrope_attention_params, sections) - 292usize];
+        [::core::mem::offset_of!(longrope_attention_params, sections) - 300usize];
     ["Offset of field: longrope_attention_params::sequence_kind"]
-        [::core::mem::offset_of!(longrope_attention_params, sequence_kind) - 296usize];
+        [::core::mem::offset_of!(longrope_attention_params, sequence_kind) - 304usize];
     ["Offset of field: longrope_attention_params::starts_are_wide"]
-        [::core::mem::offset_of!(longrope_attention_params, starts_are_wide) - 300usize];
+        [::core::mem::offset_of!(longrope_attention_params, starts_are_wide) - 308usize];
     ["Offset of field: longrope_attention_params::causal"]
-        [::core::mem::offset_of!(longrope_attention_params, causal) - 304usize];
+        [::core::mem::offset_of!(longrope_attention_params, causal) - 312usize];
     ["Offset of field: longrope_attention_params::out_is_f32"]
-        [::core::mem::offset_of!(longrope_attention_params, out_is_f32) - 308usize];
+        [::core::mem::offset_of!(longrope_attention_params, out_is_f32) - 316usize];
     ["Offset of field: longrope_attention_params::scale_log2"]
-        [::core::mem::offset_of!(longrope_attention_params, scale_log2) - 312usize];
+        [::core::mem::offset_of!(longrope_attention_params, scale_log2) - 320usize];
     ["Offset of field: longrope_attention_params::negate"]
-        [::core::mem::offset_of!(longrope_attention_params, negate) - 316usize];
+        [::core::mem::offset_of!(longrope_attention_params, negate) - 324usize];
 };
 impl Default for longrope_attention_params {
     fn default() -> Self {

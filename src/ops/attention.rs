@@ -8,6 +8,7 @@ use crate::device::params::{
 };
 use crate::device::{Address, Context, DeviceTensor, Dtype, Grid, Stream};
 use crate::ops::attention_sm80::{Kernel, kernel};
+use crate::ops::workspace::Workspace;
 
 pub(super) use crate::ops::attention_sm80::families;
 
@@ -83,25 +84,23 @@ pub struct AttentionTensors {
     pub lse: Option<DeviceTensor>,
 }
 
-/// Device memory for intermediate results, of at least the bytes that `workspace_size` names. What it holds before and after a
-/// launch does not matter. Launches that may run at the same time need one each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Workspace {
-    /// Its address, a multiple of 16; anything if there are no bytes.
-    pub address: u64,
-    /// Its size.
-    pub bytes: usize,
-}
-
-impl Workspace {
-    /// None, for launches that need none.
-    pub const NONE: Self = Self { address: 0, bytes: 0 };
-}
-
 impl Attention {
     /// Attention over sequences that are the batch dimension.
     pub fn new(attention: descriptor::Attention) -> Self {
         Self { attention, sequences: Sequences::Dense, query_offsets: None, status: None }
+    }
+
+    /// Whether the arguments mean something, be it offered or not: all that is [`Error::Argument`] in [`Attention::supported`],
+    /// and nothing else. Any type of elements and any head dimension will do.
+    ///
+    /// # Errors
+    /// Shapes or types that do not belong together, a missing or misaligned address, an output that overlaps itself, or a
+    /// descriptor out of range.
+    pub fn validate(&self, tensors: &AttentionTensors) -> Result<(), Error> {
+        let AttentionTensors { q, k, v, out, .. } = tensors;
+        self.attention.validate(&q.layout, &k.layout, &v.layout, &out.layout)?;
+        check_tensors(tensors)?;
+        self.check_sequences(tensors)
     }
 
     /// Whether it can be launched for these tensors, or why not. Asks no GPU.
@@ -117,14 +116,15 @@ impl Attention {
     /// # Errors
     /// As [`Attention::supported`].
     pub fn workspace_size(&self, tensors: &AttentionTensors) -> Result<usize, Error> {
-        self.plan(tensors).map(|_| 0)
+        self.plan(tensors).map(|plan| workspace_bytes(plan.as_ref()))
     }
 
     /// Launches the attention.
     ///
     /// # Errors
-    /// Shapes or types that do not belong together, a head dimension that is not a multiple of 8 up to 256, an output that
-    /// overlaps itself, a descriptor out of range, a workspace that is too small, or an error of the driver.
+    /// [`Error::Argument`]: what [`Attention::validate`] refuses, and a workspace that is too small or misaligned.
+    /// [`Error::Unsupported`]: f32 queries, a head dimension that is not a multiple of 8 up to 256, more than 2^20 heads, 2^31
+    /// sequences, 2^31 blocks of queries. Or an error of the driver.
     ///
     /// # Safety
     /// All addresses must be of device memory of the stream's context, valid until the kernel ended, aligned to their
@@ -133,10 +133,12 @@ impl Attention {
         &self,
         context: &Context,
         tensors: &AttentionTensors,
-        _workspace: Workspace,
+        workspace: Workspace,
         stream: Stream,
     ) -> Result<(), Error> {
-        let Some(plan) = self.plan(tensors)? else { return Ok(()) };
+        let plan = self.plan(tensors)?;
+        workspace.check(workspace_bytes(plan.as_ref()))?;
+        let Some(plan) = plan else { return Ok(()) };
         // SAFETY: the name is that of an attention kernel, which takes this block; the rest is the caller's promise.
         Ok(unsafe { context.launch(plan.kernel.name, plan.grid, &plan.params, stream) }?)
     }
@@ -144,9 +146,9 @@ impl Attention {
     /// Kernel, grid and parameters; `None` if there is no query.
     fn plan(&self, tensors: &AttentionTensors) -> Result<Option<Plan>, Error> {
         let AttentionTensors { q, k, v, out, lse } = tensors;
-        self.attention.validate(&q.layout, &k.layout, &v.layout, &out.layout)?;
-        check_types(tensors)?;
-        let (sequences, longest) = self.check_sequences(tensors)?;
+        self.validate(tensors)?;
+        self.check_offered(tensors)?;
+        let (sequences, longest) = self.sequences(tensors);
         let [_, query_length, heads, head_dim] = q.layout.shape();
         if q.layout.is_empty() || sequences == 0 || longest == 0 {
             return Ok(None);
@@ -163,7 +165,7 @@ impl Attention {
             .and_then(|blocks| u32::try_from(blocks).ok())
             .filter(|blocks| *blocks < 1 << 31);
         let blocks = blocks.ok_or_else(|| {
-            Error::argument(
+            Error::unsupported(
                 "tensors",
                 format!("{sequences} sequences of up to {longest} queries and {heads} heads"),
                 format!("fewer than 2^31 blocks of {} queries of a head", kernel.rows),
@@ -199,6 +201,7 @@ impl Attention {
             // A window beyond 63 bits reaches everything.
             window: self.attention.window.map_or(0, |window| i64::try_from(window).unwrap_or(i64::MAX)),
             status: self.status.unwrap_or(0) as *mut u32,
+            max_query_length: longest as i64,
             tiles: tiles as i64,
             sequences: sequences as i32,
             query_heads: heads as i32,
@@ -218,30 +221,51 @@ impl Attention {
             negate: i32::from(scale < 0.0),
         };
         let grid = Grid { blocks, threads: [THREADS, 1, 1], shared_bytes: kernel.shared_bytes };
-        Ok(Some(Plan { kernel, grid, params }))
+        Ok(Some(Plan { kernel, grid, params, workspace_bytes: 0 }))
     }
 
     /// How many sequences there are, and the queries of the longest.
-    fn check_sequences(&self, tensors: &AttentionTensors) -> Result<(usize, usize), Error> {
-        let (batch, length) = (tensors.q.layout.batch(), tensors.q.layout.length());
-        for (name, address) in [("query_offsets", self.query_offsets), ("status", self.status)] {
-            let size = if name == "status" { 4 } else { 8 };
-            check_address(name, address, size, batch == 0)?;
+    fn sequences(&self, tensors: &AttentionTensors) -> (usize, usize) {
+        let length = tensors.q.layout.length();
+        match self.sequences {
+            Sequences::Dense => (tensors.q.layout.batch(), length),
+            Sequences::Packed(packed) => (packed.count, packed.max_query_length.min(length)),
         }
-        let Sequences::Packed(packed) = self.sequences else { return Ok((batch, length)) };
+    }
+
+    /// What is read for each sequence.
+    fn check_sequences(&self, tensors: &AttentionTensors) -> Result<(), Error> {
+        let batch = tensors.q.layout.batch();
+        check_address("query_offsets", self.query_offsets, 8, batch == 0)?;
+        check_address("status", self.status, 4, batch == 0)?;
+        let Sequences::Packed(packed) = self.sequences else { return Ok(()) };
         if batch != 1 {
             return Err(Error::argument("q.batch", batch, "1, since the sequences are packed"));
         }
-        if packed.count > i32::MAX as usize {
-            return Err(Error::argument("sequences.count", packed.count, "fewer than 2^31 sequences"));
-        }
         let size = if packed.starts == Starts::I64 { 8 } else { 4 };
-        for (name, address) in
-            [("sequences.query_starts", packed.query_starts), ("sequences.key_starts", packed.key_starts)]
-        {
-            check_address(name, Some(address), size, packed.count == 0)?;
+        check_address("sequences.query_starts", Some(packed.query_starts), size, packed.count == 0)?;
+        check_address("sequences.key_starts", Some(packed.key_starts), size, packed.count == 0)
+    }
+
+    /// What there are kernels for.
+    fn check_offered(&self, tensors: &AttentionTensors) -> Result<(), Error> {
+        let q = &tensors.q;
+        if q.dtype == Dtype::F32 {
+            return Err(Error::unsupported("q.dtype", "F32", "F16 or Bf16"));
         }
-        Ok((packed.count, packed.max_query_length.min(length)))
+        let (heads, head_dim) = (q.layout.heads(), q.layout.head_dim());
+        if !head_dim.is_multiple_of(8) || head_dim > 256 {
+            return Err(Error::unsupported("q.head_dim", head_dim, "a multiple of 8 up to 256"));
+        }
+        if heads > 1 << 20 {
+            return Err(Error::unsupported("q.heads", heads, "at most 2^20 heads"));
+        }
+        match self.sequences {
+            Sequences::Packed(Packed { count, .. }) if count > i32::MAX as usize => {
+                Err(Error::unsupported("sequences.count", count, "fewer than 2^31 sequences"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -252,6 +276,13 @@ struct Plan {
     kernel: &'static Kernel,
     grid: Grid,
     params: longrope_attention_params,
+    /// Bytes of device memory beside the tensors.
+    workspace_bytes: usize,
+}
+
+/// What a launch needs; nothing to launch needs nothing.
+fn workspace_bytes(plan: Option<&Plan>) -> usize {
+    plan.map_or(0, |plan| plan.workspace_bytes)
 }
 
 /// Query heads that are worked on together: whole groups, and so many that their keys and values fit the second-level cache
@@ -265,12 +296,9 @@ fn section_heads(k: &DeviceTensor, heads: usize) -> usize {
     key_heads.div_ceil(sections) * (heads / key_heads)
 }
 
-/// Types, head dimension, addresses and the distinctness of outputs. Shapes were checked.
-fn check_types(tensors: &AttentionTensors) -> Result<(), Error> {
+/// Types, addresses and the distinctness of outputs. Shapes were checked.
+fn check_tensors(tensors: &AttentionTensors) -> Result<(), Error> {
     let AttentionTensors { q, k, v, out, lse } = tensors;
-    if q.dtype == Dtype::F32 {
-        return Err(Error::argument("q.dtype", "F32", "F16 or Bf16"));
-    }
     for (name, tensor) in [("k", k), ("v", v)] {
         if tensor.dtype != q.dtype {
             let expected = format!("{:?}, as q", q.dtype);
@@ -280,13 +308,6 @@ fn check_types(tensors: &AttentionTensors) -> Result<(), Error> {
     if out.dtype != q.dtype && out.dtype != Dtype::F32 {
         let expected = format!("{:?}, as q, or F32", q.dtype);
         return Err(Error::argument("out.dtype", format!("{:?}", out.dtype), expected));
-    }
-    let head_dim = q.layout.head_dim();
-    if !head_dim.is_multiple_of(8) || head_dim > 256 {
-        return Err(Error::argument("q.head_dim", head_dim, "a multiple of 8 up to 256"));
-    }
-    if q.layout.heads() > 1 << 20 {
-        return Err(Error::argument("q.heads", q.layout.heads(), "at most 2^20 heads"));
     }
     for (name, tensor) in [("q", q), ("k", k), ("v", v), ("out", out)] {
         let needs_none = tensor.layout.is_empty() || q.layout.is_empty();
@@ -317,9 +338,7 @@ pub(super) fn check_address(
     may_be_null: bool,
 ) -> Result<(), Error> {
     match address {
-        Some(0) if !may_be_null => {
-            Err(Error::argument(name, "a null address", "an address in device memory"))
-        }
+        Some(0) if !may_be_null => Err(Error::argument(name, "a null address", "the address of an element")),
         Some(address) if !address.is_multiple_of(size) => Err(Error::argument(
             name,
             format!("address {address:#x}"),

@@ -21,7 +21,7 @@ struct HeadDim {
     kernels: [Kernel; 4],
 }
 
-/// `$rows`, `$keys` and `$stages` as in the source's `AttentionShape`.
+/// `$rows`, `$keys` and `$stages` as in the source's `AttentionShape`; with any strides, the ring is of one tile.
 macro_rules! head_dim {
     ($dim:literal, rows $rows:literal, keys $keys:literal, stages $stages:literal) => {
         HeadDim {
@@ -29,9 +29,9 @@ macro_rules! head_dim {
             dim: $dim,
             kernels: [
                 head_dim!(@ $dim, "bf16_vector", $rows, $keys, $stages),
-                head_dim!(@ $dim, "bf16_strided", $rows, $keys, $stages),
+                head_dim!(@ $dim, "bf16_strided", $rows, $keys, 1),
                 head_dim!(@ $dim, "f16_vector", $rows, $keys, $stages),
-                head_dim!(@ $dim, "f16_strided", $rows, $keys, $stages),
+                head_dim!(@ $dim, "f16_strided", $rows, $keys, 1),
             ],
         }
     };
@@ -45,7 +45,7 @@ macro_rules! head_dim {
 }
 
 static HEAD_DIMS: [HeadDim; 4] = [
-    head_dim!(64, rows 128, keys 64, stages 2),
+    head_dim!(64, rows 128, keys 112, stages 1),
     head_dim!(96, rows 128, keys 64, stages 2),
     head_dim!(128, rows 128, keys 64, stages 2),
     head_dim!(256, rows 64, keys 64, stages 1),

@@ -7,7 +7,7 @@ use crate::scaling::{Angles, FactorSet, FactorSets};
 /// The parameter block of `sets`.
 pub(super) fn factor_sets(sets: &FactorSets) -> Result<longrope_factor_sets, Error> {
     if sets.pairs() > LONGROPE_MAX_PAIRS as usize {
-        return Err(Error::argument(
+        return Err(Error::unsupported(
             "sets",
             format!("{} pairs", sets.pairs()),
             format!("at most {LONGROPE_MAX_PAIRS}, a rotary dimension of 256"),
@@ -29,7 +29,7 @@ pub(super) fn is_parity(sets: &FactorSets) -> bool {
     matches!(sets.plain().angles(), Angles::Parity(_))
 }
 
-fn factor_set(set: &FactorSet) -> longrope_factor_set {
+pub(super) fn factor_set(set: &FactorSet) -> longrope_factor_set {
     let mut step = [0; LONGROPE_MAX_PAIRS as usize];
     match set.angles() {
         Angles::Exact(steps) => step[..steps.len()].copy_from_slice(steps),

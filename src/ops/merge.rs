@@ -64,7 +64,8 @@ impl Merge {
     /// Launches the merge.
     ///
     /// # Errors
-    /// Shapes or types that do not belong together, an output that overlaps itself, or an error of the driver.
+    /// [`Error::Argument`]: shapes or types that do not belong together, a missing or misaligned address, an output that overlaps
+    /// itself. [`Error::Unsupported`]: more than 2^20 heads or dimensions, no dimension, 2^34 rows. Or an error of the driver.
     ///
     /// # Safety
     /// All addresses, those of every part included, must be of device memory of the stream's context, valid until the kernel
@@ -112,12 +113,12 @@ impl Merge {
         }
         if heads > 1 << 20 || !(1..=1 << 20).contains(&head_dim) {
             let expected = "at most 2^20 heads, and 1 to 2^20 dimensions";
-            return Err(Error::argument("out", format!("shape {shape:?}"), expected));
+            return Err(Error::unsupported("out", format!("shape {shape:?}"), expected));
         }
         let rows = batch.checked_mul(length).and_then(|tokens| tokens.checked_mul(heads));
         let blocks = rows.map(|rows| rows.div_ceil(ROWS)).filter(|blocks| *blocks < 1 << 31);
         let Some(blocks) = blocks else {
-            return Err(Error::argument("out", format!("shape {shape:?}"), "fewer than 2^34 rows"));
+            return Err(Error::unsupported("out", format!("shape {shape:?}"), "fewer than 2^34 rows"));
         };
         if blocks == 0 {
             return Ok(None);

@@ -12,15 +12,22 @@ mod attention_sm80;
 mod factors;
 mod merge;
 mod rotary;
+mod rotary_launch;
+mod rotary_slices;
+mod rotary_table;
+mod workspace;
 
-pub use attention::{Attention, AttentionTensors, BAD_SEQUENCE, Packed, Sequences, Starts, Workspace};
+pub use attention::{Attention, AttentionTensors, BAD_SEQUENCE, Packed, Sequences, Starts};
 pub use merge::{Merge, Parts};
 pub use rotary::{BAD_CHOICE, DeviceChoices, DevicePositions, Rerotate, Rotary, RotaryTensor};
+pub use rotary_slices::{RerotateOnSlices, RotaryOnSlices, SliceChoices, SlicePositions, SliceRotary};
+pub use rotary_table::{RotaryByTable, SetTable};
+pub use workspace::Workspace;
 
 /// The families of kernels that a context loads.
 pub(crate) fn kernel_families() -> Vec<Family> {
     let mut families = attention::families();
-    families.push(rotary::family());
+    families.push(rotary_launch::family());
     families.push(merge::family());
     families
 }

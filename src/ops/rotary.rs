@@ -8,23 +8,14 @@ use crate::device::params::{
     LONGROPE_POSITION_PER_SEQUENCE, LONGROPE_POSITION_PER_TOKEN, LONGROPE_POSITION_PER_TOKEN_32,
     longrope_rerotate_params, longrope_rotary_params, longrope_rotary_tensor,
 };
-use crate::device::{Address, Context, DeviceTensor, Dtype, Family, Grid, Stream};
+use crate::device::{Address, Context, DeviceTensor, Stream};
 use crate::ops::factors::{factor_sets, is_parity};
+use crate::ops::rotary_launch::{Launch, Source, Work};
 use crate::scaling::{FactorSets, SetChoice};
 
-/// The bit of the status word that a set index other than 0 and 1 sets. Tokens of its sequence are not written.
+/// The bit of the status word that a set index other than 0 and 1, or outside of a table, sets. Tokens of its sequence are
+/// not written.
 pub const BAD_CHOICE: u32 = LONGROPE_DEVICE_BAD_CHOICE;
-
-/// Threads of a block, at most. The kernels are compiled for this bound.
-const MAX_THREADS: usize = 192;
-/// Tokens that a block takes at a time, at most.
-const MAX_TOKENS: usize = 8;
-/// Heads that a thread takes in a step (`kHeads` in the kernel).
-const HEADS: usize = 2;
-/// Steps in the ring of loads under way (`kStages` in the kernel).
-const STAGES: usize = 3;
-/// Bytes of a thread in a step of the ring: two 16-byte vectors for each head.
-const STEP_BYTES: usize = 32 * HEADS;
 
 /// Where the tokens stand. Addresses are of device memory, read when the kernel runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +100,7 @@ impl Rotary<'_> {
     /// # Errors
     /// As [`Rotary::run`], but for those of the driver.
     pub fn supported(&self, tensors: &[RotaryTensor]) -> Result<(), Error> {
-        self.plan(tensors).map(drop)
+        self.plan(tensors, Source::Sets).map(drop)
     }
 
     /// Launches the rotation of one tensor, or of two with the same batch, length, head dimension and type (queries and
@@ -128,16 +119,17 @@ impl Rotary<'_> {
         tensors: &[RotaryTensor],
         stream: Stream,
     ) -> Result<(), Error> {
-        let Some((name, grid, params)) = self.plan(tensors)? else { return Ok(()) };
+        let Some((launch, params)) = self.plan(tensors, Source::Sets)? else { return Ok(()) };
         // SAFETY: the name is that of a rotary kernel, which takes this block; the rest is the caller's promise.
-        Ok(unsafe { context.launch(name.plain, grid, &params, stream) }?)
+        Ok(unsafe { context.launch(launch.kernel, launch.grid, &params, stream) }?)
     }
 
-    /// Kernel, grid and parameters; `None` if there is nothing to rotate.
-    fn plan(
+    /// Launch and parameters, with the angles from `source`; `None` if there is nothing to rotate.
+    pub(super) fn plan(
         &self,
         tensors: &[RotaryTensor],
-    ) -> Result<Option<(&'static Kernel, Grid, longrope_rotary_params)>, Error> {
+        source: Source,
+    ) -> Result<Option<(Launch, longrope_rotary_params)>, Error> {
         let [first, rest @ ..] = tensors else {
             return Err(Error::argument("tensors", "none", "one tensor, or two"));
         };
@@ -147,8 +139,7 @@ impl Rotary<'_> {
         check_tensors(self, first, rest)?;
         let [batch, length, _, head_dim] = first.input.layout.shape();
         let heads: usize = tensors.iter().map(|tensor| tensor.input.layout.heads()).sum();
-        let tokens = batch * length; // checked to fit
-        if tokens == 0 || heads == 0 || head_dim == 0 {
+        if batch * length == 0 || heads == 0 || head_dim == 0 {
             return Ok(None);
         }
 
@@ -157,19 +148,10 @@ impl Rotary<'_> {
         let vector = pairs.is_multiple_of(lanes)
             && (head_dim - 2 * pairs).is_multiple_of(lanes)
             && tensors.iter().all(|t| t.input.is_vectorizable() && t.output.is_vectorizable());
-        let chunks = if vector { pairs / lanes } else { pairs };
-        let shape = Shape::new(tokens, heads, chunks);
-        let blocks = u32::try_from(tokens.div_ceil(shape.tokens)).ok().filter(|blocks| *blocks < 1 << 31);
-        let blocks = blocks.ok_or_else(|| {
-            Error::argument("tensors", format!("{tokens} tokens"), "fewer than 2^31 tokens")
-        })?;
-        let threads = chunks * shape.heads * shape.tokens;
-        let ring = if vector { STAGES.min(shape.steps) * STEP_BYTES * threads } else { 0 };
-        let grid = Grid {
-            blocks,
-            threads: [chunks as u32, shape.heads as u32, shape.tokens as u32],
-            shared_bytes: (ring + shape.tokens * pairs * 8) as u32,
-        };
+        let sets = factor_sets(self.sets)?;
+        let (pairing, parity) = (self.pairing, is_parity(self.sets));
+        let work = Work { dtype, pairing, vector, parity, source, batch, length, heads, pairs };
+        let launch = Launch::of(&work)?;
 
         let (position_kind, positions, position_offset) = match self.positions {
             DevicePositions::Offset(offset) => (LONGROPE_POSITION_OFFSET, 0, offset),
@@ -193,13 +175,15 @@ impl Rotary<'_> {
             pairs: pairs as i32,
             position_kind: position_kind as i32,
             choice_kind: choice_kind as i32,
-            parity: i32::from(is_parity(self.sets)),
+            parity: i32::from(parity),
             backward: i32::from(self.direction == Direction::Backward),
-            ring_bytes: ring as i32,
-            padding: 0,
-            sets: factor_sets(self.sets)?,
+            ring_bytes: launch.ring_bytes,
+            token_blocks: launch.token_blocks,
+            token_blocks_reciprocal: launch.token_blocks_reciprocal,
+            length_reciprocal: launch.length_reciprocal,
+            sets,
         };
-        Ok(Some((kernel(dtype, vector, self.pairing), grid, params)))
+        Ok(Some((launch, params)))
     }
 }
 
@@ -226,17 +210,14 @@ impl Rerotate<'_> {
         tensors: &[RotaryTensor],
         stream: Stream,
     ) -> Result<(), Error> {
-        let Some((name, grid, params)) = self.plan(tensors)? else { return Ok(()) };
+        let Some((launch, params)) = self.plan(tensors)? else { return Ok(()) };
         // SAFETY: the name is that of a re-rotating kernel, which takes this block; the rest is the caller's promise.
-        Ok(unsafe { context.launch(name.between, grid, &params, stream) }?)
+        Ok(unsafe { context.launch(launch.kernel, launch.grid, &params, stream) }?)
     }
 
-    fn plan(
-        &self,
-        tensors: &[RotaryTensor],
-    ) -> Result<Option<(&'static Kernel, Grid, longrope_rerotate_params)>, Error> {
+    fn plan(&self, tensors: &[RotaryTensor]) -> Result<Option<(Launch, longrope_rerotate_params)>, Error> {
         if is_parity(self.to.sets) || is_parity(self.from) {
-            return Err(Error::argument("sets", "angles in parity mode", "exact angles"));
+            return Err(Error::unsupported("sets", "angles in parity mode", "exact angles"));
         }
         if self.from.pairs() != self.to.sets.pairs() {
             return Err(Error::argument(
@@ -250,7 +231,7 @@ impl Rerotate<'_> {
         }
         let (from_choice_kind, from_choices) = choice(self.from_choices, self.from);
         let from = factor_sets(self.from)?;
-        Ok(self.to.plan(tensors)?.map(|(name, grid, rotary)| {
+        Ok(self.to.plan(tensors, Source::Between)?.map(|(launch, rotary)| {
             let params = longrope_rerotate_params {
                 rotary,
                 from,
@@ -259,7 +240,7 @@ impl Rerotate<'_> {
                 from_choice_kind: from_choice_kind as i32,
                 padding: 0,
             };
-            (name, grid, params)
+            (launch, params)
         }))
     }
 }
@@ -302,7 +283,7 @@ fn check_tensors(rotary: &Rotary<'_>, first: &RotaryTensor, rest: &[RotaryTensor
                 return Err(Error::argument(name(part), "a null address", "an address in device memory"));
             }
             if tensor.layout.heads() > 1 << 20 {
-                return Err(Error::argument(name(part), tensor.layout.heads(), "at most 2^20 heads"));
+                return Err(Error::unsupported(name(part), tensor.layout.heads(), "at most 2^20 heads"));
             }
         }
         output.layout.check_distinct(&name("output"))?;
@@ -327,28 +308,6 @@ fn rotates(rotary: &Rotary<'_>, layout: &Layout, name: &str) -> Result<(), Error
     }
 }
 
-/// How the work is laid out over blocks and threads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shape {
-    /// Tokens of a block.
-    tokens: usize,
-    /// Threads that share a token and a chunk: each takes [`HEADS`] heads in a step.
-    heads: usize,
-    /// Steps until all heads are done.
-    steps: usize,
-}
-
-impl Shape {
-    /// The layout for `tokens` tokens of `heads` heads of `chunks` chunks.
-    fn new(tokens: usize, heads: usize, chunks: usize) -> Self {
-        // As few steps as the bound on threads allows, of equal size.
-        let fewest = (heads * chunks).div_ceil(HEADS * MAX_THREADS);
-        let block_heads = heads.div_ceil(HEADS * fewest).clamp(1, MAX_THREADS / chunks);
-        let block_tokens = (MAX_THREADS / (chunks * block_heads)).clamp(1, MAX_TOKENS.min(tokens));
-        Self { tokens: block_tokens, heads: block_heads, steps: heads.div_ceil(HEADS * block_heads) }
-    }
-}
-
 fn choice(choices: DeviceChoices, sets: &FactorSets) -> (u32, Address) {
     match choices {
         DeviceChoices::All(SetChoice::Short) => (LONGROPE_CHOICE_SHORT, 0),
@@ -362,7 +321,7 @@ fn choice(choices: DeviceChoices, sets: &FactorSets) -> (u32, Address) {
     }
 }
 
-fn pointer(address: Address) -> *const std::ffi::c_void {
+pub(super) fn pointer(address: Address) -> *const std::ffi::c_void {
     address as *const std::ffi::c_void
 }
 
@@ -375,51 +334,4 @@ fn tensor_params(tensor: &RotaryTensor) -> longrope_rotary_tensor {
         heads: tensor.input.layout.heads() as i32,
         padding: 0,
     }
-}
-
-/// The names of a rotating kernel and of its re-rotating twin.
-struct Kernel {
-    plain: &'static str,
-    between: &'static str,
-}
-
-macro_rules! kernels {
-    ($($name:literal),*) => {
-        &[$(Kernel {
-            plain: concat!("longrope_rotary_", $name),
-            between: concat!("longrope_rerotate_", $name),
-        }),*]
-    };
-}
-
-/// By type, then vector or strided, then half-split or interleaved: the instances in `cuda/rotary.cu`.
-static KERNELS: &[Kernel] = kernels![
-    "f32_vector_half_split",
-    "f32_vector_interleaved",
-    "f32_strided_half_split",
-    "f32_strided_interleaved",
-    "f16_vector_half_split",
-    "f16_vector_interleaved",
-    "f16_strided_half_split",
-    "f16_strided_interleaved",
-    "bf16_vector_half_split",
-    "bf16_vector_interleaved",
-    "bf16_strided_half_split",
-    "bf16_strided_interleaved"
-];
-
-fn kernel(dtype: Dtype, vector: bool, pairing: Pairing) -> &'static Kernel {
-    let dtype = match dtype {
-        Dtype::F32 => 0,
-        Dtype::F16 => 4,
-        Dtype::Bf16 => 8,
-    };
-    let interleaved = usize::from(pairing == Pairing::Interleaved);
-    &KERNELS[dtype + if vector { 0 } else { 2 } + interleaved]
-}
-
-/// The kernels of this family.
-pub(super) fn family() -> Family {
-    let kernels = KERNELS.iter().flat_map(|kernel| [kernel.plain, kernel.between]).collect();
-    Family { image: "rotary", kernels, shared_bytes: 0 }
 }

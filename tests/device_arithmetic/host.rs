@@ -51,6 +51,14 @@ macro_rules! call {
     }};
 }
 
+/// How an angle is computed, by the numbers of `Arithmetic` in wrappers.cpp.
+#[derive(Debug, Clone, Copy)]
+pub enum Arithmetic {
+    Double,
+    Float,
+    Parity,
+}
+
 /// How a token's position is found, by the numbers of `longrope_position_kind`.
 #[derive(Debug, Clone)]
 pub enum Positions {
@@ -80,17 +88,23 @@ pub fn cos_sin_of_phase(phase: u64) -> [f64; 2] {
     out
 }
 
+pub fn cos_sin_of_phase_32(phase: u64) -> [f32; 2] {
+    let mut out = [f32::NAN; 2];
+    call!("host_cos_sin_of_phase_32"(phase => u64, out.as_mut_ptr() => *mut f32) -> ());
+    out
+}
+
 pub fn cos_sin_of_radians(angle: f32) -> [f64; 2] {
     let mut out = [f64::NAN; 2];
     call!("host_cos_sin_of_radians"(angle => f32, out.as_mut_ptr() => *mut f64) -> ());
     out
 }
 
-pub fn pair_cos_sin(pair: i32, step: u64, gain: f64, position: i64, parity: bool) -> [f32; 2] {
+pub fn pair_cos_sin(pair: i32, step: u64, gain: f64, position: i64, arithmetic: Arithmetic) -> [f32; 2] {
     assert!((0..128).contains(&pair));
     let mut out = [f32::NAN; 2];
     call!("host_pair_cos_sin"(
-        pair => i32, step => u64, gain => f64, position => i64, i32::from(parity) => i32, out.as_mut_ptr() => *mut f32
+        pair => i32, step => u64, gain => f64, position => i64, arithmetic as i32 => i32, out.as_mut_ptr() => *mut f32
     ) -> ());
     out
 }
@@ -101,14 +115,26 @@ pub fn pair_cos_sin_between(
     (to_step, to_gain): (u64, f64),
     position: i64,
     shift: i64,
+    arithmetic: Arithmetic,
 ) -> [f32; 2] {
     assert!((0..128).contains(&pair));
     let mut out = [f32::NAN; 2];
     call!("host_pair_cos_sin_between"(
         pair => i32, from_step => u64, from_gain => f64, to_step => u64, to_gain => f64, position => i64,
-        shift => i64, out.as_mut_ptr() => *mut f32
+        shift => i64, arithmetic as i32 => i32, out.as_mut_ptr() => *mut f32
     ) -> ());
     out
+}
+
+/// The index of a sequence into a table of `count` sets, or -1.
+pub fn table_index(indices: &[i32], sequence: usize, count: i64) -> i64 {
+    let memory: *const c_void = indices[..=sequence].as_ptr().cast();
+    call!("host_table_index"(memory => *const c_void, sequence as i64 => i64, count => i64) -> i64)
+}
+
+/// `n / divisor` as the kernels divide, by the reciprocal that the host gives them.
+pub fn divide(n: u32, divisor: u32) -> u32 {
+    call!("host_divide"(n => u32, (1u32 << 31).div_ceil(divisor) => u32) -> u32)
 }
 
 pub fn token_position(

@@ -1,13 +1,13 @@
 //! The arithmetic of the device code, from the kernels' own source, against the f64 reference.
 //!
-//! `phase.cuh`, `factors.cuh` and `mask.cuh` are compiled for the host by the machine's C++ compiler, so these tests need no GPU. Without
-//! such a compiler they show as ignored.
+//! `phase.cuh`, `factors.cuh`, `divide.cuh` and `mask.cuh` are compiled for the host by the machine's C++ compiler, so these
+//! tests need no GPU. Without such a compiler they show as ignored.
 
 mod host;
 
 use std::f64::consts::TAU;
 
-use host::{Choices, Positions};
+use host::{Arithmetic, Choices, Positions};
 use libtest_mimic::{Arguments, Trial};
 use longrope::reference::{Angle, FactorSets, Factors, Problem};
 use longrope::scaling::phase_step;
@@ -19,6 +19,9 @@ use proptest::prelude::*;
 const COS_SIN: f64 = 4e-13;
 /// Half a unit in the last place of an f32 just below 1.
 const F32: f64 = 6e-8;
+/// What f32 arithmetic makes of a known phase. The angle, of at most pi/4, is rounded three times (to f32, in the constant,
+/// in the product); the sums add half a unit of their results and less of their terms.
+const COS_SIN_32: f64 = 2.5e-7;
 
 fn frequency() -> impl Strategy<Value = f64> {
     prop_oneof![1e-9..7.0f64, (-30.0..3.0f64).prop_map(f64::exp2)]
@@ -147,6 +150,17 @@ proptest! {
         close(host::cos_sin_of_phase(phase), angle_of_phase(phase), COS_SIN)?;
     }
 
+    fn cosine_and_sine_in_f32_arithmetic_are_within_their_bound(
+        phase in prop_oneof![
+            any::<u64>(),
+            (0..8u64, -4i64..=4).prop_map(|(eighth, by)| (eighth << 61).wrapping_add_signed(by)),
+            (0..8u64, -4i64..=4).prop_map(|(eighth, by)| (eighth << 61).wrapping_add_signed(by << 32)),
+            (0..64u32, any::<bool>()).prop_map(|(bit, negative)| if negative { (1u64 << bit).wrapping_neg() } else { 1 << bit }),
+        ],
+    ) {
+        close(widen(host::cos_sin_of_phase_32(phase)), angle_of_phase(phase), COS_SIN_32)?;
+    }
+
     fn the_angle_of_a_position_is_exact_but_for_the_rounding_of_the_step(f in frequency(), n in position()) {
         let step = phase_step(f).unwrap();
         let found = host::cos_sin_of_phase(host::phase_at(n, step));
@@ -165,16 +179,18 @@ proptest! {
     fn a_pair_has_the_exact_angle_times_the_gain(
         pair in 0..128i32, f in frequency(), gain in 0.1..1.9f64, n in -(1i64 << 40)..=1 << 40,
     ) {
-        let found = widen(host::pair_cos_sin(pair, phase_step(f).unwrap(), gain, n, false));
+        let found = |arithmetic| widen(host::pair_cos_sin(pair, phase_step(f).unwrap(), gain, n, arithmetic));
         let exact = Angle::of(n, f).unwrap();
         let scaled = Angle { cos: gain * exact.cos, sin: gain * exact.sin };
-        close(found, scaled, gain * (F32 + COS_SIN + phase_error(n)))?;
+        close(found(Arithmetic::Double), scaled, gain * (F32 + COS_SIN + phase_error(n)))?;
+        // The gain is rounded too.
+        close(found(Arithmetic::Float), scaled, gain * (2.0 * F32 + COS_SIN_32 + phase_error(n)))?;
     }
 
     fn in_parity_mode_a_pair_has_the_angle_of_the_f32_product(
         pair in 0..128i32, f in 1e-7..7.0f32, gain in 0.1..1.9f32, n in any::<i32>(),
     ) {
-        let found = host::pair_cos_sin(pair, u64::from(f.to_bits()), f64::from(gain), i64::from(n), true);
+        let found = host::pair_cos_sin(pair, u64::from(f.to_bits()), f64::from(gain), i64::from(n), Arithmetic::Parity);
         let exact = angle_of_f32(n as f32 * f);
         // Rounded to f32, and then multiplied in f32: two roundings.
         let scaled = Angle { cos: f64::from(gain) * exact.cos, sin: f64::from(gain) * exact.sin };
@@ -189,14 +205,19 @@ proptest! {
         shift in prop_oneof![Just(0), -100i64..100, -(1i64 << 40)..=1 << 40],
     ) {
         let steps = (phase_step(from).unwrap(), phase_step(to).unwrap());
-        let found = host::pair_cos_sin_between(pair, (steps.0, from_gain), (steps.1, to_gain), n, shift);
+        let found = |arithmetic| {
+            widen(host::pair_cos_sin_between(pair, (steps.0, from_gain), (steps.1, to_gain), n, shift, arithmetic))
+        };
         let (old, new) = (Angle::of(n, from).unwrap(), Angle::of(n + shift, to).unwrap());
         let gain = to_gain / from_gain;
         let exact = Angle {
             cos: gain * (new.cos * old.cos + new.sin * old.sin),
             sin: gain * (new.sin * old.cos - new.cos * old.sin),
         };
-        close(widen(found), exact, gain * (F32 + COS_SIN + phase_error(n) + phase_error(n + shift)))?;
+        let phases = phase_error(n) + phase_error(n + shift);
+        close(found(Arithmetic::Double), exact, gain * (F32 + COS_SIN + phases))?;
+        // Both gains, their quotient and the product are rounded.
+        close(found(Arithmetic::Float), exact, gain * (4.0 * F32 + COS_SIN_32 + phases))?;
     }
 
     fn a_token_stands_where_its_kind_of_position_says(
@@ -217,6 +238,29 @@ proptest! {
             prop_assert_eq!(at(Positions::PerToken(wide.clone())), wide[index]);
             prop_assert_eq!(at(Positions::PerToken32(narrow.clone())), i64::from(narrow[index]));
         }
+    }
+
+    fn an_index_into_a_table_is_taken_only_within_it(
+        count in prop_oneof![1i64..5, 1..=i64::from(i32::MAX)],
+        indices in vec(prop_oneof![any::<i32>(), -2i32..6], 3),
+        at_the_end in -1i64..=1,
+        sequence in 0..3usize,
+    ) {
+        let mut indices = indices;
+        if sequence == 2 {
+            indices[2] = (count + at_the_end).clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
+        }
+        let index = i64::from(indices[sequence]);
+        let expected = if (0..count).contains(&index) { index } else { -1 };
+        prop_assert_eq!(host::table_index(&indices, sequence, count), expected);
+    }
+
+    fn a_division_by_a_reciprocal_is_one_by_the_number(n in 0..=1u32 << 15, divisor in 1..=1u32 << 15, factor in 1..1u32 << 15) {
+        prop_assert_eq!(host::divide(n, divisor), n / divisor);
+        // Around the multiples, where an error would show.
+        let multiple = (factor * divisor).min(1 << 15) / divisor * divisor;
+        prop_assert_eq!(host::divide(multiple, divisor), multiple / divisor);
+        prop_assert_eq!(host::divide(multiple.saturating_sub(1), divisor), multiple.saturating_sub(1) / divisor);
     }
 
     fn the_set_of_a_token_is_the_one_that_the_reference_chooses(
@@ -285,12 +329,15 @@ fn main() {
     let tests = tests![
         a_phase_is_the_product_modulo_a_turn,
         cosine_and_sine_of_every_phase_are_exact,
+        cosine_and_sine_in_f32_arithmetic_are_within_their_bound,
         the_angle_of_a_position_is_exact_but_for_the_rounding_of_the_step,
         cosine_and_sine_of_an_f32_angle_are_exact,
         a_pair_has_the_exact_angle_times_the_gain,
         in_parity_mode_a_pair_has_the_angle_of_the_f32_product,
         between_two_sets_a_pair_has_the_difference_of_the_angles_and_the_quotient_of_the_gains,
         a_token_stands_where_its_kind_of_position_says,
+        an_index_into_a_table_is_taken_only_within_it,
+        a_division_by_a_reciprocal_is_one_by_the_number,
         the_set_of_a_token_is_the_one_that_the_reference_chooses,
         an_index_of_no_set_is_bad_even_for_the_first_tokens,
         a_query_sees_the_keys_that_the_reference_allows,

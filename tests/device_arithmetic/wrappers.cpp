@@ -1,5 +1,6 @@
 // The arithmetic of the device code as the host's compiler sees it, under plain names.
 
+#include "divide.cuh"
 #include "factors.cuh"
 #include "mask.cuh"
 #include "phase.cuh"
@@ -20,26 +21,54 @@ extern "C" {
 uint64_t host_phase_at(int64_t position, uint64_t step) { return phase_at(position, step); }
 
 void host_cos_sin_of_phase(uint64_t phase, double *out) {
-    const CosSin angle = cos_sin_of_phase(phase);
+    const CosSin<double> angle = cos_sin_of_phase<double>(phase);
+    out[0] = angle.cos;
+    out[1] = angle.sin;
+}
+
+void host_cos_sin_of_phase_32(uint64_t phase, float *out) {
+    const CosSin<float> angle = cos_sin_of_phase<float>(phase);
     out[0] = angle.cos;
     out[1] = angle.sin;
 }
 
 void host_cos_sin_of_radians(float angle, double *out) {
-    const CosSin result = cos_sin_of_radians(angle);
+    const CosSin<double> result = cos_sin_of_radians(angle);
     out[0] = result.cos;
     out[1] = result.sin;
 }
 
-void host_pair_cos_sin(int pair, uint64_t step, double gain, int64_t position, int parity, float *out) {
-    pair_cos_sin(set_with(pair, step, gain), pair, position, parity != 0, &out[0], &out[1]);
+// How the angle is computed.
+enum Arithmetic { kDouble, kFloat, kParity };
+
+void host_pair_cos_sin(int pair, uint64_t step, double gain, int64_t position, int arithmetic, float *out) {
+    const PairFactor factor = factor_of(set_with(pair, step, gain), pair);
+    switch (arithmetic) {
+        case kDouble:
+            return pair_cos_sin<double>(factor, position, &out[0], &out[1]);
+        case kFloat:
+            return pair_cos_sin<float>(factor, position, &out[0], &out[1]);
+        default:
+            return pair_cos_sin_parity(factor, position, &out[0], &out[1]);
+    }
 }
 
 void host_pair_cos_sin_between(int pair, uint64_t from_step, double from_gain, uint64_t to_step, double to_gain,
-                               int64_t position, int64_t shift, float *out) {
-    pair_cos_sin_between(set_with(pair, from_step, from_gain), set_with(pair, to_step, to_gain), pair, position, shift,
-                         &out[0], &out[1]);
+                               int64_t position, int64_t shift, int arithmetic, float *out) {
+    const PairFactor from = factor_of(set_with(pair, from_step, from_gain), pair);
+    const PairFactor to = factor_of(set_with(pair, to_step, to_gain), pair);
+    if (arithmetic == kDouble) {
+        pair_cos_sin_between<double>(from, to, position, shift, &out[0], &out[1]);
+    } else {
+        pair_cos_sin_between<float>(from, to, position, shift, &out[0], &out[1]);
+    }
 }
+
+int64_t host_table_index(const void *choices, int64_t sequence, int64_t count) {
+    return table_index(choices, sequence, count);
+}
+
+uint32_t host_divide(uint32_t n, uint32_t reciprocal) { return divide(n, reciprocal); }
 
 int64_t host_token_position(int32_t kind, const void *positions, int64_t offset, int64_t sequence, int64_t length,
                             int64_t token) {

@@ -6,7 +6,10 @@ use std::sync::OnceLock;
 use longrope::device::Context;
 use longrope::scaling::FactorSets;
 
-use crate::abi::{Dtype, Frequencies, Positions, RerotateDesc, RotaryDesc, Status, Tensor, TensorIo};
+use crate::abi::{
+    AttentionDesc, AttentionTensors, Dtype, Frequencies, MergeParts, Positions, RerotateDesc, RotaryDesc,
+    Status, Tensor, TensorIo,
+};
 use crate::library::built;
 
 macro_rules! functions {
@@ -52,6 +55,20 @@ functions! {
     rerotate_supported: fn(*const RerotateDesc, *const TensorIo, usize) -> i32;
     rerotate_workspace_size: fn(*const RerotateDesc, *const TensorIo, usize, *mut usize) -> i32;
     rerotate_run: fn(*const Context, *const RerotateDesc, *const TensorIo, usize, *mut c_void) -> i32;
+    attention_supported: fn(*const AttentionDesc, *const AttentionTensors) -> i32;
+    attention_workspace_size: fn(*const AttentionDesc, *const AttentionTensors, *mut usize) -> i32;
+    attention_run: fn(
+        *const Context,
+        *const AttentionDesc,
+        *const AttentionTensors,
+        *mut c_void,
+        usize,
+        *mut c_void
+    ) -> i32;
+    attention_cpu: fn(*const AttentionDesc, *const AttentionTensors) -> i32;
+    merge_supported: fn(*const MergeParts, *const Tensor, *const Tensor) -> i32;
+    merge_workspace_size: fn(*const MergeParts, *const Tensor, *const Tensor, *mut usize) -> i32;
+    merge_run: fn(*const Context, *const MergeParts, *const Tensor, *const Tensor, *mut c_void) -> i32;
 }
 
 /// The library, opened once.
@@ -151,10 +168,34 @@ pub fn rotary(sets: &Sets) -> RotaryDesc {
     }
 }
 
+/// An attention with every field at its default.
+pub fn attention() -> AttentionDesc {
+    AttentionDesc {
+        struct_size: size_of::<AttentionDesc>() as u32,
+        causal: 0,
+        scale: 0.0,
+        flags: 0,
+        window: 0,
+        query_offset: 0,
+        key_offset: 0,
+        sequence_kind: 0,
+        index_bits: 0,
+        sequences: 0,
+        query_starts: std::ptr::null(),
+        key_starts: std::ptr::null(),
+        max_query_length: 0,
+        query_offsets: std::ptr::null(),
+        status: std::ptr::null_mut(),
+    }
+}
+
 /// A contiguous f32 tensor.
 pub fn tensor(data: *mut f32, shape: [i64; 4]) -> Tensor {
     Tensor { data: data.cast(), dtype: Dtype::F32 as i32, shape, stride: [0; 4] }
 }
+
+/// All zero: the log-sum-exp of an attention that is to give none.
+pub const NONE: Tensor = IN_PLACE;
 
 /// All zero: the output of a tensor that is rotated in place.
 pub const IN_PLACE: Tensor = Tensor { data: std::ptr::null_mut(), dtype: 0, shape: [0; 4], stride: [0; 4] };

@@ -66,12 +66,15 @@ fn expected(status: Status, message: &str) -> (Status, String) {
     }
 }
 
-/// Runs the C example on a machine, which must say why it has no GPU.
+/// Runs the examples on a machine, which must say why it has no GPU.
 #[track_caller]
 fn explained(machine: &Path, status: Status, message: &str) {
     let (status, message) = expected(status, message);
-    for (language, source) in [(Language::C99, "examples/rotary.c"), (Language::Cpp17, "examples/rotary.cpp")]
-    {
+    for (language, source) in [
+        (Language::C99, "examples/rotary.c"),
+        (Language::Cpp17, "examples/rotary.cpp"),
+        (Language::C99, "examples/attention.c"),
+    ] {
         let program = Program::new(language, source, Link::Shared);
         let text = stdout(&mut program.command(Some(machine)));
         let gpu = text.lines().last().unwrap().strip_prefix("gpu: ").unwrap();
@@ -113,22 +116,23 @@ fn a_panic_is_caught_and_not_printed() {
     explained(machine.path(), Status::Internal, "a fault of the library at ");
 }
 
-/// What `launch.c` prints on a machine.
-fn launch(machine: &Path) -> String {
-    let program = Program::new(Language::C99, "tests/c_abi/launch.c", Link::Shared);
+/// What a program that launches prints on a machine.
+fn launch(source: &str, machine: &Path) -> String {
+    let program = Program::new(Language::C99, source, Link::Shared);
     stdout(&mut program.command(Some(machine)))
 }
 
 #[test]
 fn a_launch_is_one_call_of_the_driver_with_what_the_descriptor_says() {
-    let text = launch(driver(GOOD).path());
+    let source = "tests/c_abi/launch.c";
+    let text = launch(source, driver(GOOD).path());
     // SAFETY: no arguments.
     if unsafe { (api().has_device_code)() } == 0 {
         assert!(text.contains("create: 4 this build has no device code"), "{text}");
         return;
     }
     // Without a current context there is none to load the code into.
-    let without = launch(driver(Driver { has_current_context: false, ..GOOD }).path());
+    let without = launch(source, driver(Driver { has_current_context: false, ..GOOD }).path());
     assert_eq!(without, text.replace("driver: cuKernelGetFunction\n", ""));
 
     // 2^64 / 2 pi, its half, quarter and eighth.
@@ -178,11 +182,74 @@ fn a_launch_is_one_call_of_the_driver_with_what_the_descriptor_says() {
          rerotate: 0\n\
          failing: 9 cuLaunchKernel: CUDA_ERROR_ILLEGAL_ADDRESS (700)\n\
          empty: 0\n\
-         driver: cuLibraryUnload a library\n",
+         driver: cuLibraryUnload the last image\n",
         keys(1),
         plain(0),
         plain(1),
         keys(0),
     );
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn attention_and_merge_are_launched_as_their_descriptors_say() {
+    let text = launch("tests/c_abi/launch_attention.c", driver(GOOD).path());
+    // SAFETY: no arguments.
+    if unsafe { (api().has_device_code)() } == 0 {
+        assert!(text.contains("create: 4 this build has no device code"), "{text}");
+        return;
+    }
+    let expected = "\
+driver: cuLibraryLoadData an image
+driver: cuKernelGetFunction
+create: 0
+driver: cuLaunchKernel longrope_attentio on stream 0x77
+driver:   q 0x10000 k 0x20000 v 0x30000 out 0x40000
+driver:   q 1920 384 64 1
+driver:   k 2560 128 64 1
+driver:   v 1152 64 576 1
+driver:   out 1920 64 320 1
+driver:   lse 0x50000 by 30 1 5
+driver:   2 sequences of kind 0, 5 queries, 9 keys, starts (nil) (nil) wide 0
+driver:   6 heads, groups of 3, head_dim 64, out_is_f32 1
+driver:   causal 1 window 4 from 1000 (0x1000) and -7 status 0x2000
+driver:   scale 0.25 negated 1
+dense: 0
+driver: cuLaunchKernel longrope_attentio on stream (nil)
+driver:   q 0x10000 k 0x20000 v 0x30000 out 0x40000
+driver:   q 1920 384 64 1
+driver:   k 2560 128 64 1
+driver:   v 1152 64 576 1
+driver:   out 1920 64 320 1
+driver:   lse (nil) by 0 0 0
+driver:   3 sequences of kind 1, 5 queries, 9 keys, starts 0x3000 0x4000 wide 1
+driver:   6 heads, groups of 3, head_dim 64, out_is_f32 1
+driver:   causal 0 window 0 from 0 ((nil)) and 0 status (nil)
+driver:   scale 0.125 negated 0
+packed: 0
+misaligned: 1 workspace: address 0x108 is not valid; expected a multiple of 16
+driver: cuLaunchKernel longrope_merge_f1 on stream 0x78
+driver:   3 parts 0x40000 by 100000, lse 0x50000 by -1000
+driver:   parts 1920 64 320 1
+driver:   their lse 0x50000 by 30 1 5
+driver:   out 0x60000
+driver:   out 1920 384 64 1
+driver:   lse 0x70000 by 30 6 1
+driver:   batch 2 length 5 heads 6 head_dim 64
+merge: 0
+driver: cuLaunchKernel longrope_merge_f1 on stream (nil)
+driver:   0 parts (nil) by 100000, lse (nil) by -1000
+driver:   parts 1920 64 320 1
+driver:   their lse (nil) by 30 1 5
+driver:   out 0x60000
+driver:   out 1920 384 64 1
+driver:   lse (nil) by 0 0 0
+driver:   batch 2 length 5 heads 6 head_dim 64
+merge: 0
+failing: 9 cuLaunchKernel: CUDA_ERROR_ILLEGAL_ADDRESS (700)
+failing: 9 cuLaunchKernel: CUDA_ERROR_ILLEGAL_ADDRESS (700)
+empty: 0
+driver: cuLibraryUnload the last image
+";
     assert_eq!(text, expected);
 }

@@ -280,7 +280,7 @@ fn what_the_kernels_do_not_offer_is_unsupported() {
             io.iter_mut().for_each(|io| io.input.shape[3] = 258);
         },
         Unsupported,
-        "sets: 129 pairs is not valid; expected at most 128",
+        "sets: 129 pairs is not supported; expected at most 128",
     );
     // A shape that fits the types, and strides of zero, so that nothing but its length is wrong.
     let one = Sets::from_frequencies(&frequencies(&[1.0])).ok().unwrap();
@@ -290,7 +290,7 @@ fn what_the_kernels_do_not_offer_is_unsupported() {
             io.iter_mut().for_each(|io| io.input.shape = [1, 1 << 50, 1, 2]);
         },
         Unsupported,
-        "tensors: 1125899906842624 tokens is not valid; expected fewer than 2^31 tokens",
+        "tensors: 1125899906842624 tokens is not supported; expected fewer than 2^31 tokens",
     );
 
     // f16 is for the GPU.

@@ -38,25 +38,42 @@ int cuGetErrorName(int error, const char **name) {
     return *name ? 0 : 1;
 }
 
+/* The images that are loaded. */
+static int images;
+
 int cuLibraryLoadData(void **library, const void *image, void *a, void *b, unsigned c, void *d, void *e, unsigned f) {
-    static int loaded;
     (void)a, (void)b, (void)c, (void)d, (void)e, (void)f;
-    *library = &loaded;
-    printf("driver: cuLibraryLoadData %s\n", image ? "an image" : "nothing");
+    *library = &images;
+    if (images++ == 0) printf("driver: cuLibraryLoadData %s\n", image ? "an image" : "nothing");
     return 0;
 }
 
 int cuLibraryUnload(void *library) {
-    printf("driver: cuLibraryUnload %s\n", library ? "a library" : "nothing");
+    if (library != &images) return 500;
+    if (--images == 0) printf("driver: cuLibraryUnload the last image\n");
     return 0;
 }
 
-/* A kernel is its name. */
-int cuLibraryGetKernel(void **kernel, void *library, const char *name) {
-    static char names[256][96];
+/* A kernel is its name; beside it, the bytes of shared memory that it may have. */
+typedef struct kernel {
+    char name[96];
+    unsigned shared;
+} kernel;
+
+int cuLibraryGetKernel(void **found, void *library, const char *name) {
+    static kernel kernels[256];
     static int count;
-    if (!library || count == 256 || strlen(name) >= sizeof names[0]) return 500;
-    *kernel = strcpy(names[count++], name);
+    if (!library || count == 256 || strlen(name) >= sizeof kernels[0].name) return 500;
+    strcpy(kernels[count].name, name);
+    kernels[count].shared = 48 << 10;
+    *found = &kernels[count++];
+    return 0;
+}
+
+/* 8 is the number of the most bytes of dynamic shared memory. */
+int cuKernelSetAttribute(int attribute, int value, void *given, int device) {
+    if (attribute != 8 || device != 0) return 1;
+    ((kernel *)given)->shared = (unsigned)value;
     return 0;
 }
 
@@ -87,15 +104,11 @@ static void print_sets(const char *name, const longrope_factor_sets *sets) {
            (long long)sets->original_length, (long long)sets->first_tokens);
 }
 
-int cuLaunchKernel(void *kernel, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned ty, unsigned tz,
-                   unsigned shared, void *stream, void **arguments, void **extra) {
-    const int is_rerotation = strncmp(kernel, "longrope_rerotate_", 18) == 0;
-    const longrope_rerotate_params *rerotate = arguments[0];
-    const longrope_rotary_params *p = is_rerotation ? &rerotate->rotary : arguments[0];
+static void print_rotary(const char *name, const void *block) {
+    const int is_rerotation = strncmp(name, "longrope_rerotate_", 18) == 0;
+    const longrope_rerotate_params *rerotate = block;
+    const longrope_rotary_params *p = is_rerotation ? &rerotate->rotary : block;
     int t;
-    (void)x, (void)y, (void)z, (void)threads, (void)ty, (void)tz, (void)shared, (void)extra;
-    if (stream == (void *)0xbad) return 700;
-    printf("driver: cuLaunchKernel %.17s on stream %p\n", (const char *)kernel, stream);
     for (t = 0; t < 2; ++t) {
         if (p->tensor[t].heads == 0) continue;
         printf("driver:   tensor %d: %p to %p, %d heads\n", t, p->tensor[t].in, p->tensor[t].out,
@@ -110,8 +123,59 @@ int cuLaunchKernel(void *kernel, unsigned x, unsigned y, unsigned z, unsigned th
     print_sets("sets", &p->sets);
     if (is_rerotation) {
         print_sets("from", &rerotate->from);
-        printf("driver:   shift %lld from choices %d %p\n", (long long)rerotate->shift, (int)rerotate->from_choice_kind,
-               rerotate->from_choices);
+        printf("driver:   shift %lld from choices %d %p\n", (long long)rerotate->shift,
+               (int)rerotate->from_choice_kind, rerotate->from_choices);
+    }
+}
+
+static void print_rows(const char *name, const void *at, const int64_t *stride) {
+    printf("driver:   %s %p by %lld %lld %lld\n", name, at, (long long)stride[0], (long long)stride[1],
+           (long long)stride[2]);
+}
+
+static void print_attention(const longrope_attention_params *p) {
+    printf("driver:   q %p k %p v %p out %p\n", p->q, p->k, p->v, p->out);
+    print_stride("q", p->q_stride);
+    print_stride("k", p->k_stride);
+    print_stride("v", p->v_stride);
+    print_stride("out", p->out_stride);
+    print_rows("lse", (const void *)p->lse, p->lse_stride);
+    printf("driver:   %d sequences of kind %d, %lld queries, %lld keys, starts %p %p wide %d\n", (int)p->sequences,
+           (int)p->sequence_kind, (long long)p->query_length, (long long)p->key_length, p->query_starts,
+           p->key_starts, (int)p->starts_are_wide);
+    printf("driver:   %d heads, groups of %d, head_dim %d, out_is_f32 %d\n", (int)p->query_heads, (int)p->group,
+           (int)p->head_dim, (int)p->out_is_f32);
+    printf("driver:   causal %d window %lld from %lld (%p) and %lld status %p\n", (int)p->causal,
+           (long long)p->window, (long long)p->query_offset, (const void *)p->query_offsets,
+           (long long)p->key_offset, (void *)p->status);
+    printf("driver:   scale %.6g negated %d\n", p->scale_log2 / 1.4426950408889634, (int)p->negate);
+}
+
+static void print_merge(const longrope_merge_params *p) {
+    printf("driver:   %lld parts %p by %lld, lse %p by %lld\n", (long long)p->part_count, (const void *)p->parts,
+           (long long)p->part_stride, (const void *)p->parts_lse, (long long)p->part_lse_stride);
+    print_stride("parts", p->in_stride);
+    print_rows("their lse", (const void *)p->parts_lse, p->in_lse_stride);
+    printf("driver:   out %p\n", p->out);
+    print_stride("out", p->out_stride);
+    print_rows("lse", (const void *)p->lse, p->lse_stride);
+    printf("driver:   batch %lld length %lld heads %d head_dim %d\n", (long long)p->batch, (long long)p->length,
+           (int)p->heads, (int)p->head_dim);
+}
+
+int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned ty, unsigned tz,
+                   unsigned shared, void *stream, void **arguments, void **extra) {
+    const kernel *const k = given;
+    (void)x, (void)y, (void)z, (void)threads, (void)ty, (void)tz, (void)extra;
+    if (shared > k->shared) return 1;
+    if (stream == (void *)0xbad) return 700;
+    printf("driver: cuLaunchKernel %.17s on stream %p\n", k->name, stream);
+    if (strncmp(k->name, "longrope_attention_", 19) == 0) {
+        print_attention(arguments[0]);
+    } else if (strncmp(k->name, "longrope_merge_", 15) == 0) {
+        print_merge(arguments[0]);
+    } else {
+        print_rotary(k->name, arguments[0]);
     }
     return 0;
 }

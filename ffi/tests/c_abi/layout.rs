@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::abi::{
-    Angles, Choices, Dtype, Frequencies, Pairing, Positions, RerotateDesc, RotaryDesc, Status, Tensor,
-    TensorIo,
+    Angles, AttentionDesc, AttentionTensors, Choices, Dtype, Frequencies, MergeParts, Pairing, Positions,
+    RerotateDesc, RotaryDesc, Sequences, Status, Tensor, TensorIo,
 };
 use crate::header;
 use crate::library::{Language, Link, Program, package, stdout};
@@ -12,13 +12,16 @@ use crate::library::{Language, Link, Program, package, stdout};
 type Fields = &'static [(&'static str, usize, usize)];
 
 /// Every struct: its name in C, its size, its fields.
-const STRUCTS: [(&str, usize, Fields); 6] = [
+const STRUCTS: [(&str, usize, Fields); 9] = [
     ("longrope_frequencies", size_of::<Frequencies<f64>>(), Frequencies::<f64>::FIELDS),
     ("longrope_frequencies_f32", size_of::<Frequencies<f32>>(), Frequencies::<f32>::FIELDS),
     ("longrope_tensor", size_of::<Tensor>(), Tensor::FIELDS),
     ("longrope_tensor_io", size_of::<TensorIo>(), TensorIo::FIELDS),
     ("longrope_rotary_desc", size_of::<RotaryDesc>(), RotaryDesc::FIELDS),
     ("longrope_rerotate_desc", size_of::<RerotateDesc>(), RerotateDesc::FIELDS),
+    ("longrope_attention_desc", size_of::<AttentionDesc>(), AttentionDesc::FIELDS),
+    ("longrope_attention_tensors", size_of::<AttentionTensors>(), AttentionTensors::FIELDS),
+    ("longrope_merge_parts", size_of::<MergeParts>(), MergeParts::FIELDS),
 ];
 
 /// Every enum: its name in C, and its constants.
@@ -35,6 +38,7 @@ fn enums() -> Vec<(&'static str, BTreeMap<String, i32>)> {
         ("longrope_pairing", constants!(Pairing)),
         ("longrope_positions", constants!(Positions)),
         ("longrope_choices", constants!(Choices)),
+        ("longrope_sequences", constants!(Sequences)),
     ]
 }
 
@@ -79,6 +83,7 @@ fn structs_and_constants_are_the_same_in_c_and_in_the_library() {
         expected.extend(constants.into_iter().map(|(name, value)| (name, i64::from(value))));
     }
     expected.insert("LONGROPE_BAD_CHOICE".into(), i64::from(longrope::ops::BAD_CHOICE));
+    expected.insert("LONGROPE_BAD_SEQUENCE".into(), i64::from(longrope::ops::BAD_SEQUENCE));
     let version = format!("LONGROPE_VERSION == {}", version());
     expected.insert(version, 1);
     expected.insert("LONGROPE_VERSION == longrope_version()".into(), 1);
@@ -139,8 +144,9 @@ fn the_sizes_that_callers_may_give_are_those_of_the_first_version() {
             line.trim().strip_prefix("const FIRST_SIZE: usize = ")?.strip_suffix(';')?.parse().ok()
         })
         .collect();
-    assert_eq!(sizes, [72, 72, 48]);
+    assert_eq!(sizes, [72, 72, 48, 96]);
     assert_eq!(size_of::<Frequencies<f64>>(), 72);
     assert_eq!(size_of::<RotaryDesc>(), 72);
     assert_eq!(size_of::<RerotateDesc>(), 48);
+    assert_eq!(size_of::<AttentionDesc>(), 96);
 }

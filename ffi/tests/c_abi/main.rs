@@ -3,6 +3,8 @@
 #[path = "../../src/abi.rs"]
 mod abi;
 mod api;
+mod attention_errors;
+mod attention_oracle;
 mod drivers;
 mod errors;
 mod examples;
@@ -10,4 +12,7 @@ mod exports;
 mod header;
 mod layout;
 mod library;
+mod merge_errors;
 mod oracle;
+#[path = "../../../tests/cpu/random.rs"]
+mod random;

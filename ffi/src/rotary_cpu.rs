@@ -1,9 +1,6 @@
 //! Rotary embedding on the CPU, from the descriptor of a launch.
 //!
-//! The tensors are the caller's, of any stride, and may overlap in memory; so a part is copied into a buffer of the library's,
-//! rotated there, and copied out.
-
-use std::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+//! A part of a tensor is copied into a buffer of the library's, rotated there, and copied out.
 
 use longrope::cpu::{TensorMut, rotary_in_place};
 use longrope::descriptor::{Choices, Layout, Positions, Rotary};
@@ -13,6 +10,7 @@ use longrope::scaling::SetChoice;
 
 use crate::abi::{RotaryDesc, Status, TensorIo};
 use crate::arguments;
+use crate::host::{Elements, number, set_bits};
 use crate::rotary::descriptor;
 use crate::status::{Failure, guard};
 use crate::tensor::Tensors;
@@ -60,12 +58,8 @@ pub unsafe extern "C" fn longrope_rotary_cpu(
                         unsafe { rotate_sequence(&rotary, tensor, sequence, choice, &mut buffer) }?;
                     }
                 }
-                None => {
-                    if let Some(status) = rotary.status {
-                        // SAFETY: as above.
-                        unsafe { *with_exposed_provenance_mut::<u32>(status as usize) |= BAD_CHOICE };
-                    }
-                }
+                // SAFETY: as above.
+                None => unsafe { set_bits(rotary.status, BAD_CHOICE) },
             }
         }
         Ok(())
@@ -119,53 +113,21 @@ unsafe fn rotate_sequence(
     Ok(())
 }
 
-/// The elements of a part of a tensor.
-struct Elements {
-    first: *mut f32,
-    stride: [isize; 4],
-}
-
-impl Elements {
-    fn new(tensor: &longrope::device::DeviceTensor, sequence: usize, token: usize, head: usize) -> Self {
-        let stride = tensor.layout.strides().map(|stride| stride as isize);
-        let at = |index: usize, dim: usize| (index as isize).wrapping_mul(stride[dim]);
-        let offset = at(sequence, 0).wrapping_add(at(token, 1)).wrapping_add(at(head, 2));
-        let data = with_exposed_provenance_mut::<f32>(tensor.address as usize);
-        Self { first: data.wrapping_offset(offset), stride }
-    }
-
-    /// Visits tokens, heads and dimensions in this order.
-    fn each(&self, [tokens, heads, dims]: [usize; 3], mut visit: impl FnMut(*mut f32)) {
-        let [_, by_token, by_head, by_dim] = self.stride;
-        for token in 0..tokens as isize {
-            for head in 0..heads as isize {
-                let row = token.wrapping_mul(by_token).wrapping_add(head.wrapping_mul(by_head));
-                let row = self.first.wrapping_offset(row);
-                (0..dims as isize).for_each(|dim| visit(row.wrapping_offset(dim.wrapping_mul(by_dim))));
-            }
-        }
-    }
-}
-
 /// The position of a token, as the kernels read it.
 ///
 /// # Safety
 /// The addresses are of host memory, aligned and valid for the shape.
 unsafe fn position(positions: DevicePositions, sequence: usize, length: usize, token: usize) -> i64 {
-    let wide = |at: u64, index: usize| {
-        let array = with_exposed_provenance::<i64>(at as usize);
-        // SAFETY: by this function's contract.
-        unsafe { array.add(index).read() }
-    };
+    // SAFETY: by this function's contract.
+    let wide = |at: u64, index: usize| unsafe { number::<i64>(at, index) };
     match positions {
         DevicePositions::Offset(offset) => offset.wrapping_add(token as i64),
         DevicePositions::OffsetAt(at) => wide(at, 0).wrapping_add(token as i64),
         DevicePositions::OffsetPerSequence(at) => wide(at, sequence).wrapping_add(token as i64),
         DevicePositions::PerToken(at) => wide(at, sequence * length + token),
         DevicePositions::PerToken32(at) => {
-            let array = with_exposed_provenance::<i32>(at as usize);
             // SAFETY: as above.
-            i64::from(unsafe { array.add(sequence * length + token).read() })
+            i64::from(unsafe { number::<i32>(at, sequence * length + token) })
         }
     }
 }
@@ -178,15 +140,13 @@ unsafe fn set_choice(choices: DeviceChoices, sequence: usize) -> Option<SetChoic
     match choices {
         DeviceChoices::All(choice) => Some(choice),
         DeviceChoices::ByLength(at) => {
-            let lengths = with_exposed_provenance::<i64>(at as usize);
             // SAFETY: by this function's contract.
-            let length = unsafe { lengths.add(sequence).read() };
+            let length = unsafe { number::<i64>(at, sequence) };
             Some(SetChoice::ByLength(u64::try_from(length).unwrap_or(0)))
         }
         DeviceChoices::ByIndex(at) => {
-            let indices = with_exposed_provenance::<i32>(at as usize);
             // SAFETY: as above.
-            match unsafe { indices.add(sequence).read() } {
+            match unsafe { number::<i32>(at, sequence) } {
                 0 => Some(SetChoice::Short),
                 1 => Some(SetChoice::Long),
                 _ => None,

@@ -1,0 +1,196 @@
+//! Attention on a GPU.
+
+use std::ffi::c_void;
+
+use longrope::Error;
+use longrope::descriptor;
+use longrope::device::{Context, Stream};
+use longrope::ops::{self, Attention, Packed, Starts, Workspace};
+
+use crate::abi::{AttentionDesc, AttentionTensors, Sequences, Status};
+use crate::arguments::{self, Field, value};
+use crate::context;
+use crate::status::{Failure, guard};
+use crate::tensor::{is_zero, tensor};
+
+/// Whether an attention can be launched.
+///
+/// # Safety
+/// `desc` is null or valid for its size; `tensors` is null or valid for reading.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn longrope_attention_supported(
+    desc: *const AttentionDesc,
+    tensors: *const AttentionTensors,
+) -> Status {
+    guard(|| {
+        // SAFETY: by this function's contract.
+        let (attention, tensors) = unsafe { read(desc, tensors) }?;
+        attention.supported(&tensors).map_err(in_c)
+    })
+}
+
+/// How much scratch memory an attention needs.
+///
+/// # Safety
+/// As [`longrope_attention_supported`]; `bytes` is null or valid for writing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn longrope_attention_workspace_size(
+    desc: *const AttentionDesc,
+    tensors: *const AttentionTensors,
+    bytes: *mut usize,
+) -> Status {
+    guard(|| {
+        // SAFETY: by this function's contract.
+        let (attention, tensors) = unsafe { read(desc, tensors) }?;
+        let size = attention.workspace_size(&tensors).map_err(in_c)?;
+        // SAFETY: as above.
+        unsafe { arguments::workspace_size(bytes, size) }
+    })
+}
+
+/// Launches an attention.
+///
+/// # Safety
+/// As [`longrope_attention_supported`]; `context` is null or alive, `stream` is null or a stream, and addresses are of device
+/// memory as `longrope::ops::Attention::run` asks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn longrope_attention_run(
+    context: *const Context,
+    desc: *const AttentionDesc,
+    tensors: *const AttentionTensors,
+    workspace: *mut c_void,
+    workspace_bytes: usize,
+    stream: *mut c_void,
+) -> Status {
+    guard(|| {
+        // SAFETY: by this function's contract.
+        let context = unsafe { context::borrow(context) }?;
+        // SAFETY: as above.
+        let (attention, tensors) = unsafe { read(desc, tensors) }?;
+        let workspace = Workspace { address: workspace.expose_provenance() as u64, bytes: workspace_bytes };
+        // SAFETY: as above.
+        unsafe { attention.run(context, &tensors, workspace, Stream::from_raw(stream)) }.map_err(in_c)
+    })
+}
+
+/// Reads an attention and its tensors.
+///
+/// # Safety
+/// As [`longrope_attention_supported`].
+pub unsafe fn read(
+    desc: *const AttentionDesc,
+    tensors: *const AttentionTensors,
+) -> Result<(Attention, ops::AttentionTensors), Failure> {
+    // SAFETY: by this function's contract.
+    let desc = unsafe { arguments::read(desc) }?;
+    if tensors.is_null() {
+        return Err(Failure::null("tensors", "a pointer to the struct"));
+    }
+    // SAFETY: as above; alignment is not assumed.
+    let given = unsafe { tensors.read_unaligned() };
+    let tensors = ops::AttentionTensors {
+        q: tensor(&format_args!("tensors.q"), &given.q)?,
+        k: tensor(&format_args!("tensors.k"), &given.k)?,
+        v: tensor(&format_args!("tensors.v"), &given.v)?,
+        out: tensor(&format_args!("tensors.out"), &given.out)?,
+        lse: match is_zero(&given.lse) {
+            true => None,
+            false => Some(tensor(&format_args!("tensors.lse"), &given.lse)?),
+        },
+    };
+    Ok((attention(&desc, &tensors)?, tensors))
+}
+
+/// The attention that a descriptor asks for.
+fn attention(desc: &AttentionDesc, tensors: &ops::AttentionTensors) -> Result<Attention, Failure> {
+    let name = |field| Field("desc.", field);
+    let causal = match desc.causal {
+        0 => false,
+        1 => true,
+        other => return Err(Failure::argument(name("causal"), other, "0 or 1")),
+    };
+    if desc.flags != 0 {
+        return Err(Failure::argument(name("flags"), desc.flags, "0, since no flag is defined"));
+    }
+    let window = arguments::count(name("window"), desc.window)?;
+    let attention = descriptor::Attention {
+        scale: (desc.scale != 0.0).then_some(desc.scale),
+        causal,
+        window: (window != 0).then_some(window),
+        query_offset: desc.query_offset,
+        key_offset: desc.key_offset,
+    };
+    let address = |pointer: *const c_void| match pointer.is_null() {
+        true => None,
+        false => Some(pointer.expose_provenance() as u64),
+    };
+    Ok(Attention {
+        attention,
+        sequences: sequences(desc, tensors)?,
+        query_offsets: address(desc.query_offsets.cast()),
+        status: address(desc.status.cast_const().cast()),
+    })
+}
+
+/// How the tensors hold the sequences.
+fn sequences(desc: &AttentionDesc, tensors: &ops::AttentionTensors) -> Result<ops::Sequences, Failure> {
+    let name = |field| Field("desc.", field);
+    if value!(Sequences, name("sequence_kind"), desc.sequence_kind)? == Sequences::Dense {
+        for (field, is_zero) in [
+            ("index_bits", desc.index_bits == 0),
+            ("sequences", desc.sequences == 0),
+            ("query_starts", desc.query_starts.is_null()),
+            ("key_starts", desc.key_starts.is_null()),
+            ("max_query_length", desc.max_query_length == 0),
+        ] {
+            arguments::unused(name(field), is_zero, "LONGROPE_SEQUENCES_DENSE")?;
+        }
+        return Ok(ops::Sequences::Dense);
+    }
+    let starts = match desc.index_bits {
+        0 | 32 => Starts::I32,
+        64 => Starts::I64,
+        other => return Err(Failure::argument(name("index_bits"), other, "32 (or 0) or 64")),
+    };
+    let count = |field, value| {
+        let count = arguments::count(name(field), value)?;
+        // Where addresses have 32 bits, no memory holds more.
+        Ok::<usize, Failure>(usize::try_from(count).unwrap_or(usize::MAX))
+    };
+    Ok(ops::Sequences::Packed(Packed {
+        count: count("sequences", desc.sequences)?,
+        query_starts: desc.query_starts.expose_provenance() as u64,
+        key_starts: desc.key_starts.expose_provenance() as u64,
+        starts,
+        max_query_length: match count("max_query_length", desc.max_query_length)? {
+            0 => tensors.q.layout.length(),
+            length => length,
+        },
+    }))
+}
+
+/// An error in the words of C.
+pub fn in_c(error: Error) -> Failure {
+    Failure::renamed(error, |argument| {
+        let (first, rest) = argument.split_once('.').unwrap_or((argument, ""));
+        match (first, rest) {
+            ("q" | "k" | "v" | "out" | "lse", "") => format!("tensors.{first}"),
+            ("q" | "k" | "v" | "out" | "lse", field) => {
+                let field = match field {
+                    "batch" => "shape[0]",
+                    "length" => "shape[1]",
+                    "heads" => "shape[2]",
+                    "head_dim" => "shape[3]",
+                    other => other,
+                };
+                format!("tensors.{first}.{field}")
+            }
+            ("sequences", "count") => "desc.sequences".to_owned(),
+            ("sequences", field) => format!("desc.{field}"),
+            ("workspace", "bytes") => "workspace_bytes".to_owned(),
+            ("workspace", _) => "workspace".to_owned(),
+            ("tensors", _) => argument.to_owned(),
+            (field, _) => format!("desc.{field}"),
+        }
+    })
+}
