@@ -3,7 +3,7 @@
 
 #include "include/rotary_few.cuh"
 
-// A block has at most 192 threads. The registers that this leaves let seven blocks of 160 onto a multiprocessor.
+// A block has at most 192 threads. The registers that this leaves let six blocks of 160 onto a multiprocessor.
 #define LONGROPE_ROTARY(name, T, N, interleaved)                                                                    \
     extern "C" __global__ void __launch_bounds__(192, 5)                                                            \
         longrope_rotary_##name(const __grid_constant__ longrope_rotary_params p) {                                  \

@@ -49,7 +49,11 @@ pub enum Peer<'a> {
     /// Other work of the same unit on the same stream.
     Work(&'static str, &'a mut dyn FnMut()),
     /// The goal itself, in the unit, where nothing else does the same.
+    #[allow(dead_code, reason = "not every family has such a goal")]
     Goal(f64),
+    /// Nothing here: what does the same is of the peers' program, or there is none.
+    #[allow(dead_code, reason = "not every family has such a case")]
+    Nothing,
 }
 
 /// The cases of a family, and their rows.
@@ -171,16 +175,17 @@ impl Unit {
 
 fn row(family: &str, case: &Case, rounds: &[(f32, f32)], peer: &Peer<'_>) -> String {
     let ours = case.unit.value(median(rounds.iter().map(|(ours, _)| *ours)));
+    let Case { op, shape, unit } = case;
+    let decimals = if matches!(unit, Unit::Launches(_)) { 3 } else { 1 };
     let (name, other) = match peer {
         Peer::Work(name, _) => (*name, case.unit.value(median(rounds.iter().map(|(_, peer)| *peer)))),
         Peer::Goal(goal) => ("goal", *goal),
+        Peer::Nothing => return format!("{family},{op},{shape},{},{ours:.decimals$},,,", unit.name()),
     };
     let ratio = match case.unit {
         Unit::Launches(_) => other / ours,
         _ => ours / other,
     };
-    let Case { op, shape, unit } = case;
-    let decimals = if matches!(unit, Unit::Launches(_)) { 3 } else { 1 };
     format!("{family},{op},{shape},{},{ours:.decimals$},{name},{other:.decimals$},{ratio:.4}", unit.name())
 }
 

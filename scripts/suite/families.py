@@ -24,8 +24,8 @@ class Family:
     abi: tuple[str, ...]
     # The program comes first, then what it needs.
     peers: tuple[str, ...]
-    # Operations whose goals are against peers; the goals of all others are the bench's.
-    peer_goals: tuple[str, ...] = ()
+    # Whether the bench is run once more with its kernels compiled from the PTX of the images.
+    from_ptx: bool = False
     # Cases of each property test; of a run under a sanitizer.
     cases_tests: int = 10_000
     cases_sanitizer: int = 8
@@ -43,6 +43,19 @@ FAMILIES = {
         peers=("benches/peers/rotary.py",),
         large=("two_to_the_32", "a_launch_stays_on_its_own_stream", "safe_launches_on_two_streams"),
     ),
+    "attention": Family(
+        device=("cuda/attention_sm80_*.cu", "cuda/merge.cu"),
+        launch=("src/ops/attention*.rs", "src/ops/merge.rs"),
+        tests=("tests/gpu/attention/*.rs",),
+        bench="gpu_attention",
+        abi=("ffi/src/attention.rs", "ffi/src/merge.rs"),
+        peers=tuple(f"benches/peers/{name}.py" for name in ("attention", "flash_attention3", "worker")),
+        from_ptx=True,
+        # Each is checked against a reference in f64, on the processor.
+        cases_tests=600,
+        cases_sanitizer=3,
+        large=("million", "long_causal_prefill", "long_prefill", "two_to_the_32", "a_launch_stays_on_its_own_stream"),
+    ),
 }
 
 # Of every family: for all parts, for tests and sanitizers, for the bench, for the peers.
@@ -59,13 +72,12 @@ def fail(message: str) -> None:
     sys.exit(f"gpu-suite: {message}")
 
 
-def goals(name: str, kind: str) -> dict[tuple[str, str, str], str]:
-    """The goals that a part of a family is held to, by op, shape and unit."""
+def goals(name: str, kind: str) -> dict[tuple[str, str, str, str], str]:
+    """The goals that a part of a family is held to, by op, shape, unit and peer. Those without a peer are the bench's."""
     with GOALS.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["family"] == name]
-    of_peers = FAMILIES[name].peer_goals
-    rows = [row for row in rows if kind == ("peers" if row["op"] in of_peers else "bench")]
-    return {(row["op"], row["shape"], row["unit"]): row["goal"] for row in rows}
+    rows = [row for row in rows if kind == ("peers" if row["peer"] else "bench")]
+    return {(row["op"], row["shape"], row["unit"], row["peer"]): row["goal"] for row in rows}
 
 
 def known(name: str) -> dict[tuple[str, str, str, str], tuple[float, str]]:

@@ -36,14 +36,16 @@ def judge_rows(name: str, kind: str, rows: list[dict[str, str]]) -> tuple[list[s
             continue
         if (row["peer"] in OF_BENCH) != (kind == "bench"):
             problems.append(f"{label}: the peer {row['peer']!r} is not one of the part {kind}")
-        seen.add(key)
-        row["goal"] = wanted.get(key, "")
+        # A goal of the bench is against whatever the bench compares with.
+        goal_key = (*key, row["peer"] if kind == "peers" else "")
+        seen.add(goal_key)
+        row["goal"] = wanted.get(goal_key, "")
         row["note"] = note(row, expected.get((*key, row["peer"])))
         if row["goal"] and not meets(row):
             missed.append(f"{label}, {row['peer']}: {row['ratio']} of {row['goal']}")
     if not rows:
         return ["nothing was measured"], []
-    problems += [f"no row for the goal {', '.join(key)}" for key in wanted if key not in seen]
+    problems += [f"no row for the goal {', '.join(filter(None, key))}" for key in wanted if key not in seen]
     return problems, missed
 
 

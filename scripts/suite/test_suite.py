@@ -35,7 +35,7 @@ class Suite(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.folder)
         self.out = self.folder / "out"
         self.out.mkdir()
-        self.write("goals.csv", "family,op,shape,unit,goal\nrotary,fast,s1,GB/s,0.9\nrotary,node,s1,us,2.0\n")
+        self.write("goals.csv", "family,op,shape,unit,goal,peer\nrotary,fast,s1,GB/s,0.9,\nrotary,node,s1,us,2.0,\n")
         known = (
             'family,op,shape,unit,peer,value,source\nrotary,fast,s1,GB/s,"Liger, table",2000,"one H100, 2026-11-23"\n'
         )
@@ -142,6 +142,22 @@ class Bench(Suite):
         self.program("bench", "echo 'rotary: not measured: no GPU' >&2")
         self.assertIn("nothing was measured", self.run_part("bench")["problems"])
 
+    def test_a_bench_is_run_again_from_ptx_where_the_family_says_so(self):
+        row = "rotary,{},s1,TFLOP/s,300.0,,,"
+        self.program(
+            "bench",
+            f"""
+            if [ "$CUDA_FORCE_PTX_JIT" = 1 ]; then
+            {self.rows(row.format("from_ptx"))}
+            else
+            {self.rows(self.FAST, self.NODE, row.format("forward"))}
+            fi""",
+        )
+        with mock.patch.dict(families.FAMILIES, {"rotary": dataclasses.replace(FAMILY, from_ptx=True)}):
+            self.assertEqual(self.run_part("bench")["problems"], [])
+        self.assertEqual([row["op"] for row in self.table()], ["fast", "node", "forward", "from_ptx"])
+        self.assertEqual(self.arguments("bench"), ["--test", "--bench", "--bench"])
+
     def test_a_torn_row_and_a_foreign_peer_are_refused(self):
         self.program("bench", self.rows("rotary,fast,s1,GB/s,95.0,de", self.NODE))
         self.assertIn("a row that has not 8 fields: fast, s1", self.run_part("bench")["problems"])
@@ -190,13 +206,19 @@ class Peers(Suite):
         self.python(self.rows(self.LIGER.format(2000)))
         self.assertEqual(self.run_part("peers")["problems"], ["no oracle was asked"])
 
-    def test_goals_against_peers_are_held_by_their_part(self):
-        held = dataclasses.replace(FAMILY, peer_goals=("fast",))
-        with mock.patch.dict(families.FAMILIES, {"rotary": held}):
-            self.program("bench", self.rows(Bench.NODE))
-            self.assertEqual(self.run_part("bench")["problems"], [])
-            self.python("echo 'oracle: a: within 0.1'\n" + self.rows(self.LIGER.format(2000).replace("1.0500", "0.8")))
-            self.assertEqual(self.run_part("peers")["missed"], ["fast, s1, Liger, table: 0.8 of 0.9"])
+    def test_a_goal_against_a_peer_is_held_by_the_peers_part_and_is_of_that_peer_alone(self):
+        self.write("goals.csv", 'family,op,shape,unit,goal,peer\nrotary,fast,s1,GB/s,0.9,"Liger, table"\n')
+        self.program("bench", self.rows(Bench.NODE))
+        self.assertEqual(self.run_part("bench")["problems"], [])
+        slow = self.LIGER.format(2000).replace("1.0500", "0.8")
+        other = slow.replace("Liger, table", "FlashInfer")
+        self.python("echo 'oracle: a: within 0.1'\n" + self.rows(slow, other))
+        found = self.run_part("peers")
+        self.assertEqual((found["problems"], found["missed"]), ([], ["fast, s1, Liger, table: 0.8 of 0.9"]))
+        self.assertEqual([row["goal"] for row in self.table() if row["op"] == "fast"], ["0.9", ""])
+        # Another peer's row does not stand for it.
+        self.python("echo 'oracle: a: within 0.1'\n" + self.rows(other))
+        self.assertEqual(self.run_part("peers")["problems"], ["no row for the goal fast, s1, GB/s, Liger, table"])
 
 
 class Stamps(Suite):

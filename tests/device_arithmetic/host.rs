@@ -176,3 +176,21 @@ pub fn set_of_token(
         first_tokens => i64
     ) -> i32)
 }
+
+/// The keys, from the first to before the last, that query `row` of a run sees, of which the first stands at `position`. A
+/// window of 0 is none.
+pub fn visible(
+    position: i64,
+    causal: bool,
+    window: i64,
+    key_offset: i64,
+    row: i64,
+    keys: i64,
+) -> std::ops::Range<i64> {
+    let mut out = [i64::MIN; 2];
+    call!("host_visible"(
+        position => i64, i32::from(causal) => i32, window => i64, key_offset => i64, row => i64, keys => i64,
+        out.as_mut_ptr() => *mut i64
+    ) -> ());
+    out[0]..out[1]
+}

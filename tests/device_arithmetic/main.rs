@@ -1,7 +1,7 @@
 //! The arithmetic of the device code, from the kernels' own source, against the f64 reference.
 //!
-//! `phase.cuh`, `factors.cuh` and `divide.cuh` are compiled for the host by the machine's C++ compiler, so these tests need no GPU. Without
-//! such a compiler they show as ignored.
+//! `phase.cuh`, `factors.cuh`, `divide.cuh` and `mask.cuh` are compiled for the host by the machine's C++ compiler, so these
+//! tests need no GPU. Without such a compiler they show as ignored.
 
 mod host;
 
@@ -9,7 +9,7 @@ use std::f64::consts::TAU;
 
 use host::{Arithmetic, Choices, Positions};
 use libtest_mimic::{Arguments, Trial};
-use longrope::reference::{Angle, FactorSets, Factors};
+use longrope::reference::{Angle, FactorSets, Factors, Problem};
 use longrope::scaling::phase_step;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -69,6 +69,67 @@ fn angle_of_f32(angle: f32) -> Angle {
 
 fn widen(pair: [f32; 2]) -> [f64; 2] {
     pair.map(f64::from)
+}
+
+/// A mask, and where a query and the first key stand.
+#[derive(Debug, Clone)]
+struct Mask {
+    causal: bool,
+    window: Option<u64>,
+    /// Of the first query of a run.
+    position: i64,
+    /// The query's number in the run.
+    row: i64,
+    key_offset: i64,
+    keys: i64,
+}
+
+/// Masks of few keys near the query, of any number of keys anywhere, and at the ends of what positions may be.
+fn mask() -> impl Strategy<Value = Mask> {
+    let window = prop_oneof![
+        3 => Just(None),
+        3 => (1u64..40).prop_map(Some),
+        2 => (0..64u32, -1i64..=1).prop_map(|(bit, by)| Some((1u64 << bit).saturating_add_signed(by).max(1))),
+        1 => any::<u64>().prop_map(|window| Some(window.max(1))),
+        1 => Just(Some(u64::MAX)),
+    ];
+    let row = prop_oneof![3 => 0i64..130, 1 => 0i64..1 << 40];
+    let keys = prop_oneof![3 => 0i64..200, 1 => 0i64..=1 << 61];
+    let apart = prop_oneof![3 => -220i64..220, 1 => -(1i64 << 40)..1 << 40];
+    (any::<bool>(), window, position(), row, keys, apart, any::<bool>(), position()).prop_map(
+        |(causal, window, position, row, keys, apart, near, elsewhere)| {
+            // Positions end at 2^62.
+            let far = 1i64 << 62;
+            let position = position.min(far - row);
+            let key_offset = if near { position + apart } else { elsewhere };
+            Mask { causal, window, position, row, key_offset: key_offset.clamp(-far, far - keys), keys }
+        },
+    )
+}
+
+impl Mask {
+    fn visible(&self, position: i64, row: i64) -> std::ops::Range<i64> {
+        // As the host hands it over.
+        let window = self.window.map_or(0, |window| i64::try_from(window).unwrap_or(i64::MAX));
+        host::visible(position, self.causal, window, self.key_offset, row, self.keys)
+    }
+
+    /// What the reference says of a key.
+    fn allows(&self, key: i64) -> bool {
+        let problem = Problem {
+            query_heads: 1,
+            key_heads: 1,
+            query_length: self.row as usize + 1,
+            key_length: self.keys as usize,
+            head_dim: 1,
+            scale: 1.0,
+            causal: self.causal,
+            window: self.window,
+            query_offset: self.position,
+            key_offset: self.key_offset,
+        };
+        problem.allows(self.row as usize, key as usize)
+    }
 }
 
 proptest! {
@@ -238,6 +299,27 @@ proptest! {
     ) {
         prop_assert_eq!(host::set_of_token(&Choices::ByIndex(vec![index]), 0, 4096, position, first_tokens), 3);
     }
+
+    fn a_query_sees_the_keys_that_the_reference_allows(mask in mask(), samples in vec(0.0..1.0f64, 20)) {
+        let range = mask.visible(mask.position, mask.row);
+        prop_assert!(0 <= range.start && range.start <= range.end && range.end <= mask.keys, "{:?}", range);
+        // Every key, or of many those beside the ends of the range and some between.
+        let keys: Vec<i64> = match mask.keys {
+            ..=200 => (0..mask.keys).collect(),
+            keys => {
+                let ends = [0, range.start, range.end, keys].into_iter().flat_map(|end| end - 2..end + 3);
+                let between = samples.iter().map(|x| (x * keys as f64) as i64);
+                ends.chain(between).filter(|key| (0..keys).contains(key)).collect()
+            }
+        };
+        for key in keys {
+            prop_assert_eq!(range.contains(&key), mask.allows(key), "key {} of {:?}", key, range);
+        }
+    }
+
+    fn a_row_of_a_run_sees_what_it_would_see_as_the_first(mask in mask()) {
+        prop_assert_eq!(mask.visible(mask.position, mask.row), mask.visible(mask.position + mask.row, 0));
+    }
 }
 
 fn main() {
@@ -258,6 +340,8 @@ fn main() {
         a_division_by_a_reciprocal_is_one_by_the_number,
         the_set_of_a_token_is_the_one_that_the_reference_chooses,
         an_index_of_no_set_is_bad_even_for_the_first_tokens,
+        a_query_sees_the_keys_that_the_reference_allows,
+        a_row_of_a_run_sees_what_it_would_see_as_the_first,
     ];
     let ignored = !host::has_compiler();
     let trial = |(name, test): (&str, fn())| {

@@ -2,6 +2,7 @@
 
 #include "divide.cuh"
 #include "factors.cuh"
+#include "mask.cuh"
 #include "phase.cuh"
 
 using namespace longrope;
@@ -84,6 +85,13 @@ int host_set_of_token(int32_t choice_kind, const void *choices, int64_t sequence
     sets.short_set.gain = 1;
     sets.long_set.gain = 2;
     return static_cast<int>(set_by_number(sets, set).gain);
+}
+
+// The keys that query `r` of a run sees, of which the first stands at `position`.
+void host_visible(int64_t position, int causal, int64_t window, int64_t key_offset, int64_t r, int64_t keys, int64_t *out) {
+    const KeyRange range = mask_limits(position, causal != 0, window, key_offset).visible(r, keys);
+    out[0] = range.first;
+    out[1] = range.end;
 }
 
 }

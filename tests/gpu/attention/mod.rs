@@ -6,8 +6,19 @@ mod long;
 mod merge;
 mod oracle;
 mod packed;
+mod partition;
+mod reach;
 
 /// Every test of the family.
 pub fn tests() -> Vec<crate::Test> {
-    [forward::TESTS, packed::TESTS, merge::TESTS, contract::TESTS, long::TESTS].concat()
+    let files = [
+        forward::TESTS,
+        packed::TESTS,
+        merge::TESTS,
+        partition::TESTS,
+        contract::TESTS,
+        reach::TESTS,
+        long::TESTS,
+    ];
+    files.concat()
 }

@@ -1,0 +1,127 @@
+//! Attention over parts of the keys, merged to attention over all of them.
+
+use longrope::descriptor::{self, Layout};
+use longrope::device::{DeviceTensor, Dtype};
+use longrope::ops::{Attention, AttentionTensors, Merge, Parts};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use crate::attention::forward::{dtype, head_dim, heads, reference_problem};
+use crate::attention::merge::launch;
+use crate::attention::oracle::{self, ONE_CALL, decode, exact, random_bits};
+use crate::buffer::{Buffer, Gpu};
+use crate::random::Order;
+use crate::runner;
+
+pub const TESTS: &[crate::Test] = &[("attention_over_parts_of_the_keys_merges_to_that_over_all", partition)];
+
+/// Attention over some keys after others.
+#[derive(Debug, Clone)]
+struct Partition {
+    dtype: Dtype,
+    heads: (usize, usize),
+    head_dim: usize,
+    query_length: usize,
+    /// Keys of each part; none is legal.
+    parts: Vec<usize>,
+    attention: descriptor::Attention,
+    out_dtype: Dtype,
+    seed: u64,
+}
+
+fn partitions() -> impl Strategy<Value = Partition> {
+    let part = prop_oneof![1 => Just(0usize), 2 => 1usize..40, 2 => 40usize..200];
+    let parts = proptest::collection::vec(part, 1..6);
+    let window = prop_oneof![2 => Just(None), 1 => (1u64..150).prop_map(Some)];
+    let attention = (any::<bool>(), window, -200i64..400, -100i64..100).prop_map(
+        |(causal, window, query_offset, key_offset)| descriptor::Attention {
+            scale: None,
+            causal,
+            window,
+            query_offset,
+            key_offset,
+        },
+    );
+    let out = select(vec![Dtype::F32, Dtype::F16, Dtype::Bf16]);
+    (dtype(), heads(), head_dim(), 1usize..140, parts, attention, out, any::<u64>()).prop_map(
+        |(dtype, heads, head_dim, query_length, parts, attention, out_dtype, seed)| Partition {
+            dtype,
+            heads,
+            head_dim,
+            query_length,
+            parts,
+            attention,
+            out_dtype,
+            seed,
+        },
+    )
+}
+
+fn partition(gpu: &Gpu) {
+    runner().run(&partitions(), |case| run_partition(gpu, &case)).unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn run_partition(gpu: &Gpu, case: &Partition) -> Result<(), TestCaseError> {
+    let Partition { dtype, heads: (query_heads, key_heads), head_dim, query_length, .. } = *case;
+    let keys: usize = case.parts.iter().sum();
+    let (query_shape, key_shape) = ([1, query_length, query_heads, head_dim], [1, keys, key_heads, head_dim]);
+    let random = |which: u64, shape: [usize; 4], largest| {
+        random_bits(dtype, case.seed ^ which << 32, shape.iter().product(), largest)
+    };
+    let bits = [random(0, query_shape, 3.0), random(1, key_shape, 1.0), random(2, key_shape, 1.0)];
+    let new = |shape, bits: &[u32]| Buffer::new(gpu, dtype, Order::Bshd, shape, 0, Some(bits));
+    let (q, k, v) = (new(query_shape, &bits[0]), new(key_shape, &bits[1]), new(key_shape, &bits[2]));
+
+    let count = case.parts.len();
+    let f32s = |shape| Buffer::new(gpu, Dtype::F32, Order::Bshd, shape, 0, None);
+    let outs = f32s([count, query_length, query_heads, head_dim]);
+    let lses = f32s([count, query_length, query_heads, 1]);
+    let (out_stride, lse_stride) = (outs.tensor.layout.strides()[0], lses.tensor.layout.strides()[0]);
+    let part = |whole: &Buffer, shape: [usize; 4], part: usize, stride: i64| DeviceTensor {
+        address: whole.tensor.address + part as u64 * stride as u64 * 4,
+        dtype: Dtype::F32,
+        layout: Layout::strided(shape, whole.tensor.layout.strides()),
+    };
+    let lse_shape = [1, query_length, query_heads, 1];
+    let mut first = 0;
+    for (i, &length) in case.parts.iter().enumerate() {
+        let rows = |whole: &Buffer| DeviceTensor {
+            address: whole.tensor.address + (first * key_heads * head_dim * 2) as u64,
+            dtype,
+            layout: Layout::bshd(1, length, key_heads, head_dim),
+        };
+        let mut attention = Attention::new(case.attention);
+        attention.attention.key_offset += first as i64;
+        let tensors = AttentionTensors {
+            q: q.tensor,
+            k: rows(&k),
+            v: rows(&v),
+            out: part(&outs, query_shape, i, out_stride),
+            lse: Some(part(&lses, lse_shape, i, lse_stride)),
+        };
+        // SAFETY: the parts lie in buffers that live until the result was read.
+        unsafe { oracle::launch(gpu, &attention, &tensors) };
+        first += length;
+    }
+    let out = Buffer::new(gpu, case.out_dtype, Order::Bshd, query_shape, 0, None);
+    let lse = Buffer::new(gpu, Dtype::F32, Order::Bshd, lse_shape, 0, None);
+    let parts = Parts {
+        count,
+        out: part(&outs, query_shape, 0, out_stride),
+        lse: part(&lses, lse_shape, 0, lse_stride),
+        out_stride,
+        lse_stride,
+    };
+    // SAFETY: as above.
+    unsafe { launch(gpu, &Merge { parts, out: out.tensor, lse: Some(lse.tensor) }) };
+
+    let lengths = [query_length, keys];
+    let one = reference_problem(&case.attention, [query_heads, key_heads], lengths, head_dim, 0);
+    let [q, k, v] = bits.map(|bits| decode(dtype, &bits));
+    let exact = exact(&one, &q, &k, &v);
+    // Each part's output is off by what one call's may be; so is each part's log-sum-exp, which is a factor of its weight
+    // above and below; and the merge itself adds less than one call does.
+    let (out, lse) = (out.read(gpu), lse.read(gpu));
+    oracle::check(&exact, dtype, 3.0 * ONE_CALL, (case.out_dtype, &out), Some(&lse))
+        .map_err(TestCaseError::fail)
+}
