@@ -84,7 +84,7 @@ impl Context {
 
     /// Takes out the kernels of a family that was loaded in part.
     fn forget(&mut self, family: &Family) {
-        family.kernels.iter().for_each(|name| drop(self.kernels.remove(name)));
+        self.kernels.retain(|name, _| !family.kernels.contains(name));
     }
 
     /// Loads the image of a family and finds its kernels.
