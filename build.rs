@@ -14,12 +14,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 /// The families of kernels: `cuda/NAME.cu` each.
-const FAMILIES: [&str; 6] = [
+const FAMILIES: [&str; 8] = [
     "rotary",
     "attention_sm80_d64",
     "attention_sm80_d96",
     "attention_sm80_d128",
     "attention_sm80_d256",
+    "attention_sm90_d64",
+    "attention_sm90_d128",
     "merge",
 ];
 

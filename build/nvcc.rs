@@ -4,9 +4,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// Machine code for Ampere and Hopper, and PTX that the driver compiles for what is newer, all of the same source: a kernel
-/// that uses what only Hopper has needs a family of its own.
-const TARGETS: [&str; 1] = ["arch=compute_80,code=[sm_80,sm_90,compute_80]"];
+/// Machine code for Ampere and Hopper, and PTX that the driver compiles for what is newer, all of the same source.
+const PORTABLE: &str = "arch=compute_80,code=[sm_80,sm_90,compute_80]";
+/// For families that use what only Hopper has: nothing else runs them.
+const HOPPER: &str = "arch=compute_90a,code=sm_90a";
+
+/// The targets of a family: its name says if it is Hopper's.
+fn targets(source: &Path) -> &'static str {
+    let name = source.file_stem().unwrap_or_default().to_string_lossy();
+    if name.contains("sm90") { HOPPER } else { PORTABLE }
+}
 
 /// The compiler, or where it was looked for.
 pub fn find(root: &Path) -> Result<PathBuf, String> {
@@ -35,9 +42,7 @@ pub fn find(root: &Path) -> Result<PathBuf, String> {
 pub fn compile(nvcc: &Path, source: &Path, image: &Path) -> Result<String, String> {
     let mut command = Command::new(nvcc);
     command.args(["--fatbin", "-std=c++17", "-O3", "-lineinfo", "--compress-mode=size", "-Xptxas=-v"]);
-    for target in TARGETS {
-        command.args(["-gencode", target]);
-    }
+    command.args(["-gencode", targets(source)]);
     command.arg(source).arg("-o").arg(image);
     let output = command.output().map_err(|error| format!("{}: {error}", nvcc.display()))?;
     let report = String::from_utf8_lossy(&output.stderr).into_owned();

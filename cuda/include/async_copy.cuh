@@ -13,9 +13,12 @@ __device__ __forceinline__ void async_copy_16(void *shared, const void *from) {
 }
 
 // The same, or zeros instead where `there` is false: then nothing is read.
+__device__ __forceinline__ void async_copy_16_or_zero(uint32_t shared, const void *from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+
 __device__ __forceinline__ void async_copy_16_or_zero(void *shared, const void *from, bool there) {
-    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+    async_copy_16_or_zero(static_cast<uint32_t>(__cvta_generic_to_shared(shared)), from, there);
 }
 
 // Closes a batch: the copies that this thread began since the last one.

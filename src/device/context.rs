@@ -26,6 +26,9 @@ unsafe impl Sync for Context {}
 /// Shared memory that a block gets without asking for more.
 const FREE_SHARED_BYTES: u32 = 48 << 10;
 
+/// What the driver answers to an image without code for the device.
+const NO_BINARY: u32 = sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU as u32;
+
 /// Kernels of one image.
 #[derive(Debug, Clone)]
 pub(crate) struct Family {
@@ -35,6 +38,8 @@ pub(crate) struct Family {
     pub(crate) kernels: Vec<&'static str>,
     /// The most bytes of shared memory that a launch asks for.
     pub(crate) shared_bytes: u32,
+    /// The one compute capability that it is for, if it is not for all.
+    pub(crate) only_on: Option<(i32, i32)>,
 }
 
 /// A grid to launch: blocks, threads of a block, bytes of shared memory.
@@ -56,12 +61,30 @@ impl Context {
             return Err(DeviceError::NoDeviceCode);
         }
         driver::start()?;
-        let device = driver::device(ordinal)?;
+        let (device, capability) = driver::device(ordinal)?;
         let mut context = Self { libraries: Vec::new(), kernels: HashMap::new() };
         for family in crate::ops::kernel_families() {
-            context.load(device, &family)?;
+            match family.only_on {
+                None => context.load(device, &family)?,
+                Some(needed) if needed != capability => {}
+                // It has no PTX: a driver that is told to compile everything anew (CUDA_FORCE_PTX_JIT) can't use it.
+                Some(_) => match context.load(device, &family) {
+                    Err(DeviceError::Driver { code, .. }) if code == NO_BINARY => context.forget(&family),
+                    loaded => loaded?,
+                },
+            }
         }
         Ok(context)
+    }
+
+    /// Whether a kernel is there: one of a family that is not for all GPUs may not be.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.kernels.contains_key(name)
+    }
+
+    /// Takes out the kernels of a family that was loaded in part.
+    fn forget(&mut self, family: &Family) {
+        self.kernels.retain(|name, _| !family.kernels.contains(name));
     }
 
     /// Loads the image of a family and finds its kernels.

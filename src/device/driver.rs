@@ -135,8 +135,8 @@ fn check_driver(
     }
 }
 
-/// A GPU that is there and new enough.
-pub(super) fn device(ordinal: i32) -> Result<sys::CUdevice, DeviceError> {
+/// A GPU that is there and new enough, and its compute capability.
+pub(super) fn device(ordinal: i32) -> Result<(sys::CUdevice, (i32, i32)), DeviceError> {
     let mut count = 0;
     // SAFETY: the driver was started; each call writes one integer.
     check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&mut count) })?;
@@ -150,7 +150,7 @@ pub(super) fn device(ordinal: i32) -> Result<sys::CUdevice, DeviceError> {
     let major = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     let minor = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
     check_capability(ordinal, (major, minor))?;
-    Ok(device)
+    Ok((device, (major, minor)))
 }
 
 fn check_capability(ordinal: i32, found: (i32, i32)) -> Result<(), DeviceError> {

@@ -7,10 +7,10 @@ use crate::device::params::{
     longrope_attention_params,
 };
 use crate::device::{Address, Context, DeviceTensor, Dtype, Grid, Stream};
-use crate::ops::attention_sm80::{Kernel, kernel};
+use crate::ops::attention_kernels::{self as kernels, Kernel};
 use crate::ops::workspace::Workspace;
 
-pub(super) use crate::ops::attention_sm80::families;
+pub(super) use crate::ops::attention_kernels::families;
 
 /// The bit of the status word that a bad packed sequence sets: its starts do not rise, lie beyond the tensor, or span more
 /// queries than was said; or its position is beyond 2^62. Its rows are not written.
@@ -108,7 +108,7 @@ impl Attention {
     /// # Errors
     /// As [`Attention::run`], but for those of the driver and of the workspace.
     pub fn supported(&self, tensors: &AttentionTensors) -> Result<(), Error> {
-        self.plan(tensors).map(drop)
+        self.plan(tensors, |_| false).map(drop)
     }
 
     /// The bytes of device memory that a launch needs beside its tensors. A function of shapes alone.
@@ -116,7 +116,7 @@ impl Attention {
     /// # Errors
     /// As [`Attention::supported`].
     pub fn workspace_size(&self, tensors: &AttentionTensors) -> Result<usize, Error> {
-        self.plan(tensors).map(|plan| workspace_bytes(plan.as_ref()))
+        self.plan(tensors, |_| false).map(|plan| workspace_bytes(plan.as_ref()))
     }
 
     /// Launches the attention.
@@ -136,15 +136,20 @@ impl Attention {
         workspace: Workspace,
         stream: Stream,
     ) -> Result<(), Error> {
-        let plan = self.plan(tensors)?;
+        let plan = self.plan(tensors, |kernel| context.has(kernel.name))?;
         workspace.check(workspace_bytes(plan.as_ref()))?;
         let Some(plan) = plan else { return Ok(()) };
         // SAFETY: the name is that of an attention kernel, which takes this block; the rest is the caller's promise.
         Ok(unsafe { context.launch(plan.kernel.name, plan.grid, &plan.params, stream) }?)
     }
 
-    /// Kernel, grid and parameters; `None` if there is no query.
-    fn plan(&self, tensors: &AttentionTensors) -> Result<Option<Plan>, Error> {
+    /// Kernel, grid and parameters; `None` if there is no query. `is_there` tells of a kernel that not all GPUs have; the
+    /// portable ones have the most blocks, so that what they can launch, all can.
+    fn plan(
+        &self,
+        tensors: &AttentionTensors,
+        is_there: impl Fn(&Kernel) -> bool,
+    ) -> Result<Option<Plan>, Error> {
         let AttentionTensors { q, k, v, out, lse } = tensors;
         self.validate(tensors)?;
         self.check_offered(tensors)?;
@@ -154,7 +159,12 @@ impl Attention {
             return Ok(None);
         }
         let vector = [q, k, v, out].into_iter().all(DeviceTensor::is_vectorizable);
-        let kernel = kernel(q.dtype, head_dim, vector);
+        let scale = self.attention.scale_for(head_dim);
+        // Hopper's kernel takes vectors, and leaves a scale below zero to the others.
+        let hopper = if vector && scale >= 0.0 { kernels::hopper(q.dtype, head_dim) } else { None };
+        let kernel =
+            hopper.filter(|kernel| is_there(kernel)).or(kernels::portable(q.dtype, head_dim, vector));
+        let kernel = kernel.ok_or_else(|| unsupported_head_dim(head_dim))?;
         let tiles = longest.div_ceil(kernel.rows);
         let group = heads / k.layout.heads();
         let section_heads = section_heads(k, heads);
@@ -171,7 +181,6 @@ impl Attention {
                 format!("fewer than 2^31 blocks of {} queries of a head", kernel.rows),
             )
         })?;
-        let scale = self.attention.scale_for(head_dim);
         let packed = match self.sequences {
             Sequences::Dense => None,
             Sequences::Packed(packed) => Some(packed),
@@ -220,7 +229,7 @@ impl Attention {
             scale_log2: (scale.abs() * std::f32::consts::LOG2_E).max(f32::MIN_POSITIVE),
             negate: i32::from(scale < 0.0),
         };
-        let grid = Grid { blocks, threads: [THREADS, 1, 1], shared_bytes: kernel.shared_bytes };
+        let grid = Grid { blocks, threads: [kernel.threads, 1, 1], shared_bytes: kernel.shared_bytes };
         Ok(Some(Plan { kernel, grid, params, workspace_bytes: 0 }))
     }
 
@@ -255,7 +264,7 @@ impl Attention {
         }
         let (heads, head_dim) = (q.layout.heads(), q.layout.head_dim());
         if !head_dim.is_multiple_of(8) || head_dim > 256 {
-            return Err(Error::unsupported("q.head_dim", head_dim, "a multiple of 8 up to 256"));
+            return Err(unsupported_head_dim(head_dim));
         }
         if heads > 1 << 20 {
             return Err(Error::unsupported("q.heads", heads, "at most 2^20 heads"));
@@ -269,8 +278,9 @@ impl Attention {
     }
 }
 
-/// Threads of a block (`kAttentionThreads` in the kernel).
-const THREADS: u32 = 128;
+fn unsupported_head_dim(head_dim: usize) -> Error {
+    Error::unsupported("q.head_dim", head_dim, "a multiple of 8 up to 256")
+}
 
 struct Plan {
     kernel: &'static Kernel,

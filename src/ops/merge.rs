@@ -158,5 +158,5 @@ static KERNELS: [&str; 3] = ["longrope_merge_f32", "longrope_merge_f16", "longro
 
 /// What a context loads.
 pub(super) fn family() -> Family {
-    Family { image: "merge", kernels: KERNELS.to_vec(), shared_bytes: 0 }
+    Family { image: "merge", kernels: KERNELS.to_vec(), shared_bytes: 0, only_on: None }
 }

@@ -8,7 +8,7 @@
 use crate::device::Family;
 
 mod attention;
-mod attention_sm80;
+mod attention_kernels;
 mod factors;
 mod merge;
 mod rotary;

@@ -1,0 +1,144 @@
+//! The attention kernels, by head dimension and type: the instances in `cuda/attention_sm80_d*.cu`, which every GPU runs, and in
+//! `cuda/attention_sm90_d*.cu`, for Hopper.
+
+use crate::device::{Dtype, Family};
+
+/// An instance of a kernel.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    pub(super) name: &'static str,
+    /// Queries a block (`kRows`).
+    pub(super) rows: usize,
+    /// Threads a block.
+    pub(super) threads: u32,
+    /// Bytes of shared memory a block (`kSharedBytes`).
+    pub(super) shared_bytes: u32,
+}
+
+/// The instances for head dimensions up to one.
+struct HeadDim<const N: usize> {
+    image: &'static str,
+    /// The padded head dimension (`kDim`).
+    dim: usize,
+    kernels: [Kernel; N],
+}
+
+/// `$rows`, `$keys` and `$stages` as in the source's `AttentionShape`; with any strides, the ring is of one tile.
+macro_rules! portable {
+    ($dim:literal, rows $rows:literal, keys $keys:literal, stages $stages:literal) => {
+        HeadDim {
+            image: concat!("attention_sm80_d", $dim),
+            dim: $dim,
+            kernels: [
+                portable!(@ $dim, "bf16_vector", $rows, $keys, $stages),
+                portable!(@ $dim, "bf16_strided", $rows, $keys, 1),
+                portable!(@ $dim, "f16_vector", $rows, $keys, $stages),
+                portable!(@ $dim, "f16_strided", $rows, $keys, 1),
+            ],
+        }
+    };
+    (@ $dim:literal, $name:literal, $rows:literal, $keys:literal, $stages:literal) => {
+        Kernel {
+            name: concat!("longrope_attention_sm80_d", $dim, "_", $name),
+            rows: $rows,
+            threads: 128,
+            shared_bytes: 2 * $dim * ($rows + 2 * $stages * $keys),
+        }
+    };
+}
+
+/// bf16 with vectors, bf16 with any strides, f16 with vectors, f16 with any strides.
+static PORTABLE: [HeadDim<4>; 4] = [
+    portable!(64, rows 128, keys 112, stages 1),
+    portable!(96, rows 128, keys 64, stages 2),
+    portable!(128, rows 128, keys 64, stages 2),
+    portable!(256, rows 64, keys 64, stages 1),
+];
+
+/// `$consumers` and `$stages` as in the source's `HopperShape`.
+macro_rules! hopper {
+    ($dim:literal, consumers $consumers:literal, stages $stages:literal) => {
+        HeadDim {
+            image: concat!("attention_sm90_d", $dim),
+            dim: $dim,
+            kernels: [
+                hopper!(@ $dim, "bf16", $consumers, $stages),
+                hopper!(@ $dim, "f16", $consumers, $stages),
+            ],
+        }
+    };
+    (@ $dim:literal, $name:literal, $consumers:literal, $stages:literal) => {
+        Kernel {
+            name: concat!("longrope_attention_sm90_d", $dim, "_", $name),
+            rows: 64 * $consumers,
+            threads: 128 * ($consumers + 1),
+            // Alignment, queries and their folded sums, keys and values.
+            shared_bytes: 1024 + 64 * $consumers * $dim * (2 + 4) + 2 * $stages * 128 * $dim * 2,
+        }
+    };
+}
+
+/// bf16 and f16.
+static HOPPER: [HeadDim<2>; 2] = [hopper!(64, consumers 3, stages 3), hopper!(128, consumers 2, stages 2)];
+
+/// The instances for a head dimension.
+fn instances<const N: usize>(table: &'static [HeadDim<N>], head_dim: usize) -> Option<&'static [Kernel; N]> {
+    Some(&table.iter().find(|instances| head_dim <= instances.dim)?.kernels)
+}
+
+/// The kernel that every GPU runs, for a type of 16 bits and a head dimension; `None` beyond 256. `vector`: whether 16 bytes
+/// can be moved at once.
+pub(super) fn portable(dtype: Dtype, head_dim: usize, vector: bool) -> Option<&'static Kernel> {
+    let which = if dtype == Dtype::F16 { 2 } else { 0 } + usize::from(!vector);
+    Some(&instances(&PORTABLE, head_dim)?[which])
+}
+
+/// Hopper's kernel, for tensors whose 16 bytes can be moved at once; `None` beyond a head dimension of 128.
+pub(super) fn hopper(dtype: Dtype, head_dim: usize) -> Option<&'static Kernel> {
+    Some(&instances(&HOPPER, head_dim)?[usize::from(dtype == Dtype::F16)])
+}
+
+/// What a context loads.
+pub(in crate::ops) fn families() -> Vec<Family> {
+    fn family<const N: usize>(instances: &HeadDim<N>, only_on: Option<(i32, i32)>) -> Family {
+        Family {
+            image: instances.image,
+            kernels: instances.kernels.iter().map(|kernel| kernel.name).collect(),
+            shared_bytes: instances.kernels[0].shared_bytes,
+            only_on,
+        }
+    }
+    let portable = PORTABLE.iter().map(|instances| family(instances, None));
+    portable.chain(HOPPER.iter().map(|instances| family(instances, Some((9, 0))))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_head_dimension_has_the_smallest_kernel_that_holds_it() {
+        let dim = |kernel: Option<&Kernel>| kernel.map(|kernel| kernel.name.split('_').nth(3).unwrap());
+        for (head_dim, portable_dim, hopper_dim) in [
+            (8, Some("d64"), Some("d64")),
+            (64, Some("d64"), Some("d64")),
+            (72, Some("d96"), Some("d128")),
+            (128, Some("d128"), Some("d128")),
+            (136, Some("d256"), None),
+            (256, Some("d256"), None),
+            (264, None, None),
+        ] {
+            assert_eq!(dim(portable(Dtype::F16, head_dim, true)), portable_dim, "{head_dim}");
+            assert_eq!(dim(hopper(Dtype::Bf16, head_dim)), hopper_dim, "{head_dim}");
+        }
+    }
+
+    #[test]
+    fn a_block_fits_the_shared_memory_of_its_gpus() {
+        let portable = PORTABLE.iter().flat_map(|instances| &instances.kernels);
+        assert!(portable.clone().all(|kernel| kernel.shared_bytes <= 99 << 10));
+        let hopper = HOPPER.iter().flat_map(|instances| &instances.kernels);
+        // 227 KiB, of which the kernel has 1 KiB for itself.
+        assert!(hopper.clone().all(|kernel| kernel.shared_bytes <= 226 << 10));
+    }
+}
