@@ -1,8 +1,8 @@
 //! The attention kernels on a GPU, and the merge of partial results beside a device-to-device copy.
 //!
 //! Others' kernels stand beside ours in benches/peers/attention.py. With `CUDA_FORCE_PTX_JIT=1` the driver takes no machine
-//! code from the images but compiles their PTX, as it does for a GPU that came after them; then only the cases named
-//! `forward_from_ptx` are measured, to stand beside those of the other run.
+//! code from the images but compiles their PTX, as it does for a GPU that came after them; then all cases are those of the
+//! portable kernels.
 
 mod gpu;
 
@@ -78,19 +78,8 @@ const CASES: [Case; 18] = [
     Case { op: "packed_full", form: Form::Packed(16), lengths: [32_768; 2], causal: false, ..BASE },
 ];
 
-/// Compiled from their PTX: the kernels of each head dimension.
-const FROM_PTX: [Case; 4] = [
-    Case { op: "forward_from_ptx", ..BASE },
-    Case { op: "forward_from_ptx", heads: [32, 32], head_dim: 64, ..BASE },
-    Case { op: "forward_from_ptx", head_dim: 96, ..BASE },
-    Case { op: "forward_from_ptx", heads: [8, 8], head_dim: 256, ..BASE },
-];
-
 fn main() {
     gpu::run("attention", |gpu, measurements| {
-        if std::env::var("CUDA_FORCE_PTX_JIT").is_ok_and(|value| value == "1") {
-            return FROM_PTX.iter().for_each(|case| attention(gpu, measurements, case));
-        }
         CASES.iter().for_each(|case| attention(gpu, measurements, case));
         for (count, dtype) in [(8, Dtype::Bf16), (2, Dtype::Bf16), (2, Dtype::F32)] {
             merge(gpu, measurements, count, dtype);

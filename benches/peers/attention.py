@@ -1,10 +1,13 @@
 """The attention kernels' forward pass beside what a user would pick instead, on one GPU.
 
 First the oracle, which shares no code with ours: PyTorch's FlashAttention-2 on small shapes. Then the times, in five
-rounds in which each has its turn: ours, PyTorch with FlashAttention-2 and with cuDNN in this process by CUDA events,
-FlashAttention-3 in a process of its own by the clock, launches in a row. Medians of the rounds.
+rounds in which each has its turn: ours and PyTorch's peer in this process by CUDA events, FlashAttention-3 in a process of
+its own by the clock, launches in a row. Medians of the rounds.
 
     python3 benches/peers/attention.py --library target/release/liblongrope.so
+
+With --portable ours is the portable kernel, beside the best of its kind, which is FlashAttention-2; without, it is what
+the GPU runs, beside cuDNN and FlashAttention-3.
 
 Needs PyTorch; FlashAttention-3 is measured where flash-attn3-jax is installed.
 """
@@ -89,7 +92,15 @@ def off_bound(ours, theirs, spread, our_lse, their_lse):
     return max(x.nan_to_num(torch.inf).max().item() for x in (output, lse))
 
 
-def flash_attention2_agrees(library):
+def ours(library, q, k, v, out, lse=None, causal=True, portable=False):
+    """Our attention. A kernel for one GPU leaves scales below zero to the portable one, which flips its queries once a block:
+    -q by -scale asks it for the same."""
+    if not portable:
+        return library.attention(q, k, v, out, lse, causal)
+    return library.attention(-q, k, v, out, lse, causal, -1 / math.sqrt(q.shape[-1]))
+
+
+def flash_attention2_agrees(library, portable):
     worst = 0.0
     for dtype in HALF_UNIT:
         for heads, key_heads in ((4, 4), (9, 3)):
@@ -99,7 +110,7 @@ def flash_attention2_agrees(library):
                     q, k, v = Case(2, length, heads, key_heads, dim, causal).inputs(dtype, key_length)
                     out = torch.full_like(q, float("nan"))
                     lse = torch.full(q.shape[:3], float("nan"), device="cuda")
-                    library.attention(q, k, v, out, lse, causal)()
+                    ours(library, q, k, v, out, lse, causal, portable)()
                     theirs, their_lse = flash_attention2(q, k, v, causal)
                     spread, _ = flash_attention2(q, k, v.abs(), causal)
                     worst = max(worst, off_bound(out, theirs, spread, lse, their_lse))
@@ -120,15 +131,15 @@ def torch_peer(backend, q, k, v, causal):
     return work
 
 
-def works(library, case):
-    """Ours first, then the peers in this process: names, functions, and how many launches make a turn."""
+def works(library, case, portable):
+    """Ours first, then the peer in this process: names, functions, and how many launches make a turn."""
     q, k, v = case.inputs()
     out = torch.empty_like(q)
-    makers = {
-        "ours": lambda: library.attention(q, k, v, out, causal=case.causal),
-        "FlashAttention-2": lambda: torch_peer(SDPBackend.FLASH_ATTENTION, q, k, v, case.causal),
-        "cuDNN": lambda: torch_peer(SDPBackend.CUDNN_ATTENTION, q, k, v, case.causal),
-    }
+    makers = {"ours": lambda: ours(library, q, k, v, out, causal=case.causal, portable=portable)}
+    if portable:
+        makers["FlashAttention-2"] = lambda: torch_peer(SDPBackend.FLASH_ATTENTION, q, k, v, case.causal)
+    else:
+        makers["cuDNN"] = lambda: torch_peer(SDPBackend.CUDNN_ATTENTION, q, k, v, case.causal)
     for name, make in makers.items():
         try:
             work = make()
@@ -155,9 +166,9 @@ def open_in(worker, case):
         return None
 
 
-def measure(library, worker, case, count):
+def measure(library, worker, case, count, portable):
     """Median milliseconds of each that ran, by name."""
-    here = list(works(library, case))
+    here = list(works(library, case, portable))
     if not here or here[0][0] != "ours":
         return {}
     names, functions, each = zip(*here)
@@ -185,27 +196,28 @@ def start_worker():
         return None
 
 
-def times(library, worker, cases, count):
+def times(library, worker, cases, count, portable):
     rows = Rows("attention") if count > 1 else None
     for case in cases:
-        found = measure(library, worker, case, count)
+        found = measure(library, worker, case, count, portable)
         torch.cuda.empty_cache()
-        ours = found.pop("ours", None)
+        our_time = found.pop("ours", None)
         for name, time in found.items() if rows else ():
-            rows.row("forward", case.shape(), "TFLOP/s", lambda t: case.operations() / t / 1e9, ours, name, time)
+            rows.row("forward", case.shape(), "TFLOP/s", lambda t: case.operations() / t / 1e9, our_time, name, time)
 
 
 def main():
-    options = arguments(__doc__.splitlines()[0])
+    options = arguments(__doc__.splitlines()[0], ("--portable", "measure the kernel that every GPU runs"))
+    portable = options.portable
     torch.zeros(1, device="cuda")  # makes PyTorch's context current
     torch.manual_seed(1)
     library = Longrope(options.library)
-    worker = start_worker()
+    worker = None if portable else start_worker()
     try:
         if options.prepare:
-            return times(library, worker, CASES[:1], 1)
-        flash_attention2_agrees(library)
-        times(library, worker, CASES, ROUNDS)
+            return times(library, worker, CASES[:1], 1, portable)
+        flash_attention2_agrees(library, portable)
+        times(library, worker, CASES, ROUNDS, portable)
     finally:
         if worker:
             worker.stop()

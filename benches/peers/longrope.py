@@ -115,14 +115,14 @@ class Longrope:
         run.keeps = (tensors, positions)  # the memory that the descriptor names
         return run
 
-    def attention(self, q, k, v, out, lse=None, causal=True):
+    def attention(self, q, k, v, out, lse=None, causal=True, scale=0.0):
         """A function for attention over [batch, length, heads, head_dim] on the current stream.
 
-        `lse`, f32 [batch, length, heads], takes the log-sum-exp if it is given.
+        `lse`, f32 [batch, length, heads], takes the log-sum-exp if it is given. A scale of 0 is the usual one.
         """
         if not hasattr(self.library, "longrope_attention_run"):
             raise NotImplementedError("this library has no longrope_attention_run")
-        desc = AttentionDesc(struct_size=c.sizeof(AttentionDesc), causal=int(causal))
+        desc = AttentionDesc(struct_size=c.sizeof(AttentionDesc), causal=int(causal), scale=scale)
         tensors = AttentionTensors(*map(view, (q, k, v, out)), Tensor() if lse is None else view(lse[..., None]))
         size = c.c_size_t()
         asked = self.library.longrope_attention_workspace_size(c.byref(desc), c.byref(tensors), c.byref(size))

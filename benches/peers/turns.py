@@ -19,10 +19,13 @@ def not_measured(name, reason):
     print(f"not measured: {name} ({first})", flush=True)
 
 
-def arguments(description):
+def arguments(description, *flags):
+    """The program's arguments; `flags` are its own, each a name and what it does."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--library", required=True, help="liblongrope.so")
     parser.add_argument("--prepare", action="store_true", help="only compile what the peers compile at their first use")
+    for name, meaning in flags:
+        parser.add_argument(name, action="store_true", help=meaning)
     return parser.parse_args()
 
 

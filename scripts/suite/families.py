@@ -4,7 +4,7 @@ import csv
 import hashlib
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,13 +24,36 @@ class Family:
     abi: tuple[str, ...]
     # The program comes first, then what it needs.
     peers: tuple[str, ...]
-    # Whether the bench is run once more with its kernels compiled from the PTX of the images.
-    from_ptx: bool = False
+    # What its programs call it, in the names of tests and in rows, where that is not its own name.
+    called: str = ""
+    # Of the runs of our own programs; what the driver compiles under it is compiled before a part's time begins.
+    environment: dict[str, str] = field(default_factory=dict)
+    # Of the peers' program.
+    peers_arguments: tuple[str, ...] = ()
     # Cases of each property test; of a run under a sanitizer.
     cases_tests: int = 10_000
     cases_sanitizer: int = 8
     # Tests, by a part of their names, that are too large for a sanitizer.
     large: tuple[str, ...] = ()
+
+
+
+def attention(name: str, *device: str, **rest) -> Family:
+    """The families of attention share all but their kernels: which one runs is chosen behind the same calls."""
+    return Family(
+        device=(f"cuda/{name}_*.cu", *device),
+        launch=("src/ops/attention*.rs", "src/ops/merge.rs"),
+        tests=("tests/gpu/attention/*.rs",),
+        bench="gpu_attention",
+        abi=("ffi/src/attention.rs", "ffi/src/merge.rs"),
+        peers=tuple(f"benches/peers/{program}.py" for program in ("attention", "flash_attention3", "worker")),
+        called="attention",
+        # Each is checked against a reference in f64, on the processor.
+        cases_tests=1000,
+        cases_sanitizer=3,
+        large=("million", "long_causal_prefill", "long_prefill", "two_to_the_32", "a_launch_stays_on_its_own_stream"),
+        **rest,
+    )
 
 
 FAMILIES = {
@@ -43,19 +66,15 @@ FAMILIES = {
         peers=("benches/peers/rotary.py",),
         large=("two_to_the_32", "a_launch_stays_on_its_own_stream", "safe_launches_on_two_streams"),
     ),
-    "attention": Family(
-        device=("cuda/attention_sm80_*.cu", "cuda/merge.cu"),
-        launch=("src/ops/attention*.rs", "src/ops/merge.rs"),
-        tests=("tests/gpu/attention/*.rs",),
-        bench="gpu_attention",
-        abi=("ffi/src/attention.rs", "ffi/src/merge.rs"),
-        peers=tuple(f"benches/peers/{name}.py" for name in ("attention", "flash_attention3", "worker")),
-        from_ptx=True,
-        # Each is checked against a reference in f64, on the processor.
-        cases_tests=600,
-        cases_sanitizer=3,
-        large=("million", "long_causal_prefill", "long_prefill", "two_to_the_32", "a_launch_stays_on_its_own_stream"),
+    "attention_sm80": attention(
+        "attention_sm80",
+        "cuda/merge.cu",
+        # The driver takes no machine code but compiles PTX, as for GPUs to come; Hopper's kernels have none, so that these run.
+        environment={"CUDA_FORCE_PTX_JIT": "1"},
+        # The peers have no PTX for this GPU, so that their process can't have that environment.
+        peers_arguments=("--portable",),
     ),
+    "attention_sm90": attention("attention_sm90"),
 }
 
 # Of every family: for all parts, for tests and sanitizers, for the bench, for the peers.
@@ -68,12 +87,20 @@ SHARED_PEERS = (
 )
 
 
+def called(name: str) -> str:
+    """What the programs of a family call it."""
+    return FAMILIES[name].called or name
+
+
 def fail(message: str) -> None:
     sys.exit(f"gpu-suite: {message}")
 
 
 def goals(name: str, kind: str) -> dict[tuple[str, str, str, str], str]:
-    """The goals that a part of a family is held to, by op, shape, unit and peer. Those without a peer are the bench's."""
+    """The goals that a part of a family is held to, by op, shape, unit and peer. Those without a peer are the bench's.
+
+    One against the peer `fastest` is against the fastest of those that were measured.
+    """
     with GOALS.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["family"] == name]
     rows = [row for row in rows if kind == ("peers" if row["peer"] else "bench")]
@@ -83,7 +110,7 @@ def goals(name: str, kind: str) -> dict[tuple[str, str, str, str], str]:
 def known(name: str) -> dict[tuple[str, str, str, str], tuple[float, str]]:
     """What peers were seen to do: the value and its source, by op, shape, unit and peer."""
     with KNOWN.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["family"] == name]
+        rows = [row for row in csv.DictReader(file) if row["family"] == called(name)]
     return {(row["op"], row["shape"], row["unit"], row["peer"]): (float(row["value"]), row["source"]) for row in rows}
 
 

@@ -8,14 +8,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from .families import FAMILIES, ROOT, Family, fail
+from .families import FAMILIES, ROOT, Family, called, fail
 from .results import judge_rows, parse_rows, write_rows
 
 BUNDLE = ROOT / "gpu-bundle"
 TOOLS = ["memcheck", "racecheck", "initcheck", "synccheck"]
 # What a run of one part may take, in seconds.
 LIMIT = 90.0
-# What peers may take before it, to compile what they compile at their first use.
+# What may be taken before it, for what drivers and peers compile at the first use, and keep.
 PREPARE_LIMIT = 300.0
 
 
@@ -53,6 +53,16 @@ class Deadline:
         return [f"exit status {status}"] if status else []
 
 
+def prepare(deadline: Deadline, *commands: list[str], **variables: str) -> tuple[list[str], float]:
+    """Runs what leaves nothing to compile, then starts a part's own time. Problems, and the seconds it took."""
+    preparing, problems = Deadline(PREPARE_LIMIT), []
+    for command in commands:
+        status, _ = preparing.run(command, **variables)
+        problems += [f"preparing: {problem}" for problem in preparing.problem(status)]
+    deadline.start = time.monotonic()
+    return problems, round(preparing.spent(), 1)
+
+
 def counts(output: str) -> dict[str, int]:
     """What libtest-mimic's closing line counts."""
     pattern = r"^test result: \S+ (\d+) passed; (\d+) failed; (\d+) ignored; (\d+) measured; (\d+) filtered out"
@@ -74,10 +84,16 @@ def judge(deadline: Deadline, status: int | None, found: dict[str, int]) -> list
 
 
 def run_tests(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
-    command = [str(BUNDLE / "gpu"), f"{name}::"]
-    status, output = deadline.run(command, PROPTEST_CASES=str(family.cases_tests))
+    program = str(BUNDLE / "gpu")
+    # The kernels are loaded, and so compiled, before the tests are listed.
+    first = [[program, "--list"]] if family.environment else []
+    problems, seconds = prepare(deadline, *first, **family.environment)
+    command = [program, f"{called(name)}::"]
+    status, output = deadline.run(command, PROPTEST_CASES=str(family.cases_tests), **family.environment)
     found = counts(output)
-    return {"counts": found, "proptest_cases": family.cases_tests, "problems": judge(deadline, status, found)}
+    problems += judge(deadline, status, found)
+    cases = family.cases_tests
+    return {"counts": found, "proptest_cases": cases, "prepare_seconds": seconds, "problems": problems}
 
 
 def find_sanitizer() -> str:
@@ -88,12 +104,19 @@ def find_sanitizer() -> str:
 
 
 def run_sanitizer(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
-    program, tools, problems = find_sanitizer(), {}, []
+    tests, tools = str(BUNDLE / "gpu"), {}
+    commands = {tool: [find_sanitizer(), "--tool", tool, "--error-exitcode", "1", tests] for tool in TOOLS}
+    # A tool may have the driver compile in a way of its own.
+    first = [[*command, "--list"] for command in commands.values()] if family.environment else []
+    problems, seconds = prepare(deadline, *first, **family.environment)
     skipped = [argument for test in family.large for argument in ("--skip", test)]
-    for tool in TOOLS:
+    for tool, command in commands.items():
         began = deadline.spent()
-        command = [program, "--tool", tool, "--error-exitcode", "1", str(BUNDLE / "gpu"), f"{name}::", *skipped]
-        status, output = deadline.run(command, PROPTEST_CASES=str(family.cases_sanitizer))
+        status, output = deadline.run(
+            [*command, f"{called(name)}::", *skipped],
+            PROPTEST_CASES=str(family.cases_sanitizer),
+            **family.environment,
+        )
         # Racecheck: "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)".
         summaries = re.findall(r"(?:ERROR SUMMARY: |hazards? displayed \()(\d+) errors?", output)
         errors = sum(map(int, summaries)) if summaries else None
@@ -108,6 +131,7 @@ def run_sanitizer(name: str, family: Family, deadline: Deadline, out: Path) -> d
     return {
         "tools": tools,
         "proptest_cases": family.cases_sanitizer,
+        "prepare_seconds": seconds,
         "skipped": list(family.large),
         "problems": problems,
     }
@@ -126,32 +150,21 @@ def collect(name: str, kind: str, output: str, problems: list[str], out: Path) -
 
 
 def run_bench(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
-    program, from_ptx, problems = str(BUNDLE / family.bench), {"CUDA_FORCE_PTX_JIT": "1"}, []
+    program = str(BUNDLE / family.bench)
     with tempfile.TemporaryDirectory() as folder:
         # Criterion keeps its own record, and would compare with it.
-        home = {"CRITERION_HOME": folder}
-        if family.from_ptx:
-            # The driver keeps what it has compiled, so that the part's own time is that of kernels.
-            preparing = Deadline(PREPARE_LIMIT)
-            status, _ = preparing.run([program, "--test"], **home, **from_ptx)
-            problems += [f"from PTX: preparing: {problem}" for problem in preparing.problem(status)]
-            deadline.start = time.monotonic()
-        status, output = deadline.run([program, "--bench"], **home)
+        variables = {"CRITERION_HOME": folder, **family.environment}
+        first = [[program, "--test"]] if family.environment else []
+        problems, seconds = prepare(deadline, *first, **variables)
+        status, output = deadline.run([program, "--bench"], **variables)
         problems += deadline.problem(status)
-        if family.from_ptx:
-            status, more = deadline.run([program, "--bench"], **home, **from_ptx)
-            problems += [f"from PTX: {problem}" for problem in deadline.problem(status)]
-            output += more
-    return collect(name, "bench", output, problems, out)
+    return {"prepare_seconds": seconds, **collect(name, "bench", output, problems, out)}
 
 
 def run_peers(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
-    command = ["python3", str(ROOT / family.peers[0]), "--library", str(BUNDLE / "liblongrope.so")]
-    preparing = Deadline(PREPARE_LIMIT)
-    status, _ = preparing.run([*command, "--prepare"])
-    problems = [f"preparing: {problem}" for problem in preparing.problem(status)]
-    # The part's own time starts when there is nothing left to compile.
-    deadline.start = time.monotonic()
+    program = ["python3", str(ROOT / family.peers[0])]
+    command = [*program, "--library", str(BUNDLE / "liblongrope.so"), *family.peers_arguments]
+    problems, seconds = prepare(deadline, [*command, "--prepare"])
     status, output = deadline.run(command)
     problems += deadline.problem(status)
     oracles = re.findall(r"^oracle: (.*)", output, re.MULTILINE)
@@ -160,7 +173,7 @@ def run_peers(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
     # A peer that is not installed is no fault of ours, but is not to go unsaid.
     absent = re.findall(r"^not measured: (.*)", output, re.MULTILINE)
     result = collect(name, "peers", output, problems, out)
-    return {"oracles": oracles, "not_measured": absent, "prepare_seconds": round(preparing.spent(), 1), **result}
+    return {"oracles": oracles, "not_measured": absent, "prepare_seconds": seconds, **result}
 
 
 RUN = {"tests": run_tests, "sanitizer": run_sanitizer, "bench": run_bench, "peers": run_peers}
@@ -170,4 +183,6 @@ def run(name: str, kind: str, out: Path) -> dict:
     """Runs a part. What was found, the seconds it took, and the problems: it has passed if there is none."""
     deadline = Deadline()
     result = RUN[kind](name, FAMILIES[name], deadline, out)
+    if FAMILIES[name].environment and kind != "peers":
+        result["environment"] = FAMILIES[name].environment
     return {"seconds": round(deadline.spent(), 1), **result}

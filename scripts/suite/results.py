@@ -5,7 +5,7 @@ import io
 import json
 from pathlib import Path
 
-from .families import FAMILIES, KINDS, ROOT, combined, goals, known, sources
+from .families import FAMILIES, KINDS, ROOT, called, combined, goals, known, sources
 
 RESULTS = ROOT / "benches" / "results"
 TABLE, STAMPS = "h100.csv", "stamps.json"
@@ -18,16 +18,16 @@ TOLERANCE = 0.03
 
 def parse_rows(name: str, output: str) -> list[dict[str, str]]:
     """The rows of a family among whatever else a program says."""
-    lines = [line for line in output.splitlines() if line.startswith((f"{name},", "family,op,"))]
+    lines = [line for line in output.splitlines() if line.startswith((f"{called(name)},", "family,op,"))]
     header = "family,op,shape,unit,ours,peer,peer_value,ratio"
     table = [header, *(line for line in lines if line != header)]
-    return list(csv.DictReader(io.StringIO("\n".join(table))))
+    return [{**row, "family": name} for row in csv.DictReader(io.StringIO("\n".join(table)))]
 
 
 def judge_rows(name: str, kind: str, rows: list[dict[str, str]]) -> tuple[list[str], list[str]]:
     """Puts goals and notes into the rows. What makes them count as failed, and the goals that were missed."""
     wanted, seen, expected = goals(name, kind), set(), known(name)
-    problems, missed = [], []
+    problems, missed, fastest = [], [], fastest_peers(rows)
     for row in rows:
         key = (row["op"], row["shape"], row["unit"])
         label = f"{row['op']}, {row['shape']}"
@@ -37,9 +37,11 @@ def judge_rows(name: str, kind: str, rows: list[dict[str, str]]) -> tuple[list[s
         if (row["peer"] in OF_BENCH) != (kind == "bench"):
             problems.append(f"{label}: the peer {row['peer']!r} is not one of the part {kind}")
         # A goal of the bench is against whatever the bench compares with.
-        goal_key = (*key, row["peer"] if kind == "peers" else "")
-        seen.add(goal_key)
-        row["goal"] = wanted.get(goal_key, "")
+        goal_keys = [(*key, row["peer"] if kind == "peers" else "")]
+        if row is fastest.get(key):
+            goal_keys.append((*key, "fastest"))
+        seen.update(goal_keys)
+        row["goal"] = next((wanted[goal_key] for goal_key in goal_keys if goal_key in wanted), "")
         row["note"] = note(row, expected.get((*key, row["peer"])))
         if row["goal"] and not meets(row):
             missed.append(f"{label}, {row['peer']}: {row['ratio']} of {row['goal']}")
@@ -47,6 +49,16 @@ def judge_rows(name: str, kind: str, rows: list[dict[str, str]]) -> tuple[list[s
         return ["nothing was measured"], []
     problems += [f"no row for the goal {', '.join(filter(None, key))}" for key in wanted if key not in seen]
     return problems, missed
+
+
+def fastest_peers(rows: list[dict[str, str]]) -> dict[tuple[str, str, str], dict[str, str]]:
+    """The rows of the peers that come off best against ours, by op, shape and unit."""
+    found = {}
+    for row in rows:
+        key = (row["op"], row["shape"], row["unit"])
+        if row["ratio"] and (key not in found or float(row["ratio"]) < float(found[key]["ratio"])):
+            found[key] = row
+    return found
 
 
 def note(row: dict[str, str], expected: tuple[float, str] | None) -> str:
@@ -79,6 +91,8 @@ def write_rows(out: Path, name: str, kind: str, rows: list[dict[str, str]]) -> N
     if source.is_file():
         with source.open(newline="") as file:
             kept = [row for row in csv.DictReader(file) if (row["family"], kind_of(row)) != (name, kind)]
+    # A family that was renamed or taken away leaves none behind.
+    kept = [row for row in kept if row["family"] in FAMILIES]
     order = [(family, kind) for family in FAMILIES for kind in KINDS]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")

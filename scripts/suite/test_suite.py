@@ -104,6 +104,60 @@ class Tests(Suite):
             self.assertEqual(self.run_part("tests")["problems"], ["not done after 1 s"])
 
 
+class Environment(Suite):
+    """A family whose programs call it otherwise, and which has an environment of its own."""
+
+    ROW = "shared,{},s1,GB/s,95.0,device copy,100.0,0.9500"
+
+    def setUp(self):
+        super().setUp()
+        family = dataclasses.replace(
+            FAMILY, called="shared", environment={"FORCED": "1"}, peers_arguments=("--portable",)
+        )
+        patch = mock.patch.dict(families.FAMILIES, {"rotary": family})
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def test_tests_are_those_of_its_other_name_after_a_run_that_lists_them(self):
+        self.program("gpu", f"test \"$FORCED\" = 1 || exit 3; echo '{CLOSING.format(5, 0, 0)}'")
+        found = self.run_part("tests")
+        self.assertEqual((found["problems"], found["environment"]), ([], {"FORCED": "1"}))
+        self.assertEqual(self.arguments("gpu"), ["--list", "shared::"])
+
+    def test_what_is_compiled_first_is_not_of_the_parts_time(self):
+        self.program("gpu", f"case $1 in --list) sleep 1.2;; *) echo '{CLOSING.format(5, 0, 0)}';; esac")
+        with mock.patch.object(parts.Deadline.__init__, "__defaults__", (1.0,)):
+            found = self.run_part("tests")
+        self.assertEqual(found["problems"], [])
+        self.assertLess(found["seconds"], 1.0)
+        self.assertGreater(found["prepare_seconds"], 1.0)
+
+    def test_every_tool_gets_its_own_run_before(self):
+        self.program("gpu", "")
+        self.program(
+            "compute-sanitizer",
+            f"test \"$FORCED\" = 1 || exit 3; echo 'ERROR SUMMARY: 0 errors'; echo '{CLOSING.format(5, 0, 0)}'",
+        )
+        self.assertEqual(self.run_part("sanitizer")["problems"], [])
+        seen = self.arguments("compute-sanitizer")
+        self.assertEqual([line.endswith("--list") for line in seen], [True] * 4 + [False] * 4)
+        self.assertTrue(all(line.endswith("shared:: --skip huge") for line in seen[4:]))
+
+    def test_rows_are_recorded_under_the_family_that_ran(self):
+        rows = self.rows(self.ROW.format("fast"), self.ROW.format("node").replace("GB/s", "us"))
+        self.program("bench", f"test \"$FORCED\" = 1 || exit 3\n{rows}")
+        self.assertEqual(self.run_part("bench")["problems"], [])
+        self.assertEqual(self.arguments("bench"), ["--test", "--bench"])
+        self.assertEqual([row["family"] for row in self.table()], ["rotary", "rotary"])
+
+    def test_peers_have_arguments_and_not_the_environment(self):
+        row = self.rows('shared,fast,s1,GB/s,2100.0,"Liger, table",2000,1.0500')
+        self.program("python3", f"test -z \"$FORCED\" || exit 3\necho 'oracle: a: within 0.1'\n{row}")
+        self.assertEqual(self.run_part("peers")["problems"], [])
+        ends = [line.split("liblongrope.so ")[1] for line in self.arguments("python3")]
+        self.assertEqual(ends, ["--portable --prepare", "--portable"])
+
+
 class Sanitizer(Suite):
     def test_every_tool_must_have_found_nothing_in_some_test(self):
         self.program("gpu", "")
@@ -142,21 +196,11 @@ class Bench(Suite):
         self.program("bench", "echo 'rotary: not measured: no GPU' >&2")
         self.assertIn("nothing was measured", self.run_part("bench")["problems"])
 
-    def test_a_bench_is_run_again_from_ptx_where_the_family_says_so(self):
-        row = "rotary,{},s1,TFLOP/s,300.0,,,"
-        self.program(
-            "bench",
-            f"""
-            if [ "$CUDA_FORCE_PTX_JIT" = 1 ]; then
-            {self.rows(row.format("from_ptx"))}
-            else
-            {self.rows(self.FAST, self.NODE, row.format("forward"))}
-            fi""",
-        )
-        with mock.patch.dict(families.FAMILIES, {"rotary": dataclasses.replace(FAMILY, from_ptx=True)}):
-            self.assertEqual(self.run_part("bench")["problems"], [])
-        self.assertEqual([row["op"] for row in self.table()], ["fast", "node", "forward", "from_ptx"])
-        self.assertEqual(self.arguments("bench"), ["--test", "--bench", "--bench"])
+    def test_rows_of_a_family_that_is_no_more_go(self):
+        (self.out / "h100.csv").write_text(f"{','.join(results.COLUMNS)}\nformer,fast,s1,GB/s,1,,,,,\n")
+        self.program("bench", self.rows(self.FAST, self.NODE))
+        self.assertEqual(self.run_part("bench")["problems"], [])
+        self.assertEqual([row["op"] for row in self.table()], ["fast", "node"])
 
     def test_a_torn_row_and_a_foreign_peer_are_refused(self):
         self.program("bench", self.rows("rotary,fast,s1,GB/s,95.0,de", self.NODE))
@@ -221,6 +265,22 @@ class Peers(Suite):
         self.assertEqual(self.run_part("peers")["problems"], ["no row for the goal fast, s1, GB/s, Liger, table"])
 
 
+    def test_a_goal_against_the_fastest_is_of_the_best_row_of_its_shape(self):
+        self.write("goals.csv", "family,op,shape,unit,goal,peer\nrotary,fast,s1,GB/s,1.03,fastest\n")
+        slow, quick = self.LIGER.format(2000), 'rotary,fast,s1,GB/s,2100.0,cuDNN,2060,1.0194'
+        other = 'rotary,fast,s2,GB/s,2100.0,cuDNN,2400,0.8750'
+        self.python("echo 'oracle: a: within 0.1'\n" + self.rows(slow, quick, other))
+        found = self.run_part("peers")
+        self.assertEqual((found["problems"], found["missed"]), ([], ["fast, s1, cuDNN: 1.0194 of 1.03"]))
+        self.assertEqual([row["goal"] for row in self.table()], ["", "1.03", ""])
+        # Where it was not measured, the other one is.
+        self.python("echo 'oracle: a: within 0.1'\n" + self.rows(slow))
+        found = self.run_part("peers")
+        self.assertEqual((found["problems"], found["missed"]), ([], []))
+        self.python("echo 'oracle: a: within 0.1'\n" + self.rows(other))
+        self.assertEqual(self.run_part("peers")["problems"], ["no row for the goal fast, s1, GB/s, fastest"])
+
+
 class Stamps(Suite):
     def test_a_stamp_is_stale_by_the_files_that_changed(self):
         now = {"a": families.digest(b"1"), "b": families.digest(b"2")}
@@ -251,6 +311,17 @@ class Sources(unittest.TestCase):
         self.assertIn("benches/peers/known.csv, the family's rows", found["peers"])
         self.assertFalse(any(path.startswith("benches/") for path in found["tests"]))
         self.assertFalse(any(path.startswith("tests/") for path in found["peers"] | found["bench"]))
+
+    def test_the_attention_kernels_are_families_that_share_all_else(self):
+        found = {name: families.sources(name, "tests").keys() for name in ("attention_sm80", "attention_sm90")}
+        for name, other in (("attention_sm80", "attention_sm90"), ("attention_sm90", "attention_sm80")):
+            self.assertIn(f"cuda/{name}_d128.cu", found[name])
+            self.assertIn(f"cuda/include/{name}.cuh", found[name])
+            self.assertFalse(any(other in path for path in found[name]))
+            self.assertIn("tests/gpu/attention/forward.rs", found[name])
+            # Known values are of the name that they share.
+            self.assertIn(("forward", "b1 s16384 h16/16 d96 causal Bf16", "TFLOP/s", "cuDNN"), families.known(name))
+            self.assertEqual((len(families.goals(name, "peers")), len(families.goals(name, "bench"))), (10, 0))
 
 
 if __name__ == "__main__":

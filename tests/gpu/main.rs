@@ -9,10 +9,13 @@ mod buffer;
 mod random;
 mod rotary;
 
+use std::num::NonZero;
 use std::sync::Arc;
+use std::thread;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use proptest::test_runner::{Config, TestRunner};
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use buffer::Gpu;
 
@@ -51,4 +54,29 @@ fn main() {
 /// 256 cases, or as many as `PROPTEST_CASES` says.
 fn runner() -> TestRunner {
     TestRunner::new(Config { failure_persistence: None, ..Config::default() })
+}
+
+/// As many cases of a property, spread over the processor's cores, for where the reference takes longer than the GPU. Few
+/// cases, as under a sanitizer, stay on one core.
+fn check_cases<S: Strategy>(
+    gpu: &Gpu,
+    strategy: impl Fn() -> S + Sync,
+    test: impl Fn(S::Value) -> Result<(), TestCaseError> + Sync,
+) {
+    const LEAST: usize = 16;
+    let config = Config { failure_persistence: None, ..Config::default() };
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = cores.min(config.cases as usize / LEAST).max(1);
+    let run = |thread: usize| {
+        gpu.cuda.bind_to_thread().map_err(|error| error.to_string())?;
+        let cases = ((config.cases as usize + thread) / threads) as u32;
+        let mut runner = TestRunner::new(Config { cases, ..config.clone() });
+        runner.run(&strategy(), &test).map_err(|error| error.to_string())
+    };
+    let results: Vec<Result<(), String>> = thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || run(thread))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("proptest catches what panics")).collect()
+    });
+    results.into_iter().for_each(|result| result.unwrap_or_else(|error| panic!("{error}")));
 }

@@ -1,11 +1,12 @@
 //! The contract of a launch: streams, graphs, threads, equal bits, nothing to do, what is refused.
 
-use cudarc::driver::sys::{CUgraphInstantiate_flags_enum, CUstreamCaptureMode_enum};
+use cudarc::driver::sys::{CUdevice_attribute_enum, CUgraphInstantiate_flags_enum, CUstreamCaptureMode_enum};
 use longrope::descriptor::{self, Layout};
 use longrope::device::{DeviceTensor, Dtype, Stream};
 use longrope::ops::{Attention, AttentionTensors, Packed, Sequences, Starts, Workspace};
 
-use crate::attention::oracle::{self, random_bits};
+use crate::attention::forward::reference_problem;
+use crate::attention::oracle::{self, ONE_CALL, decode, exact, random_bits};
 use crate::buffer::{Buffer, Gpu, raw};
 use crate::random::Order;
 
@@ -14,6 +15,7 @@ pub const TESTS: &[crate::Test] = &[
     ("a_replayed_graph_follows_queries_starts_and_offsets_on_the_device", graph),
     ("a_launch_stays_on_its_own_stream", own_stream),
     ("two_threads_share_a_context", two_threads),
+    ("a_hopper_gpu_runs_its_own_kernel_where_vectors_fit", own_kernel),
     ("tensors_without_elements_are_nothing_to_do", empty),
     ("what_is_not_supported_is_named", refused),
 ];
@@ -187,6 +189,49 @@ fn two_threads(gpu: &Gpu) {
     });
 }
 
+/// Queries with room between their elements are for the portable kernel, and its sums are the same however it loads them.
+/// So other bits for dense ones are of another kernel. Both are within the bound.
+fn own_kernel(gpu: &Gpu) {
+    let attribute = |which| gpu.cuda.attribute(which).unwrap();
+    let capability = (
+        attribute(CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
+        attribute(CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
+    );
+    // The kernel for Hopper has no PTX.
+    let from_ptx = std::env::var("CUDA_FORCE_PTX_JIT").is_ok_and(|value| value == "1");
+    let (lengths, heads) = ([300, 500], [4, 2]);
+    for (dtype, head_dim, has_own) in
+        [(Dtype::Bf16, 64, true), (Dtype::F16, 64, true), (Dtype::Bf16, 128, true), (Dtype::Bf16, 256, false)]
+    {
+        let shape = |i: usize| [1, lengths[i], heads[i], head_dim];
+        let bits =
+            [0, 1, 1].map(|i| random_bits(dtype, (90 + head_dim + i) as u64, count(shape(i)), [3.0, 1.0][i]));
+        let attention = Attention::new(descriptor::Attention::default());
+        let exact = exact(
+            &reference_problem(&attention.attention, heads, lengths, head_dim, 0),
+            &decode(dtype, &bits[0]),
+            &decode(dtype, &bits[1]),
+            &decode(dtype, &bits[2]),
+        );
+        let run = |order| {
+            let new = |order, i: usize, bits: &[u32]| Buffer::new(gpu, dtype, order, shape(i), 0, Some(bits));
+            let q = new(order, 0, &bits[0]);
+            let (k, v) = (new(Order::Bshd, 1, &bits[1]), new(Order::Bshd, 1, &bits[2]));
+            let out = Buffer::new(gpu, Dtype::F32, Order::Bshd, shape(0), 0, None);
+            let tensors =
+                AttentionTensors { q: q.tensor, k: k.tensor, v: v.tensor, out: out.tensor, lse: None };
+            // SAFETY: the buffers are as large as their layouts say, and live until the output was read.
+            unsafe { oracle::launch(gpu, &attention, &tensors) };
+            let out = out.read(gpu);
+            oracle::check(&exact, dtype, ONE_CALL, (Dtype::F32, &out), None).unwrap();
+            out
+        };
+        let differ = run(Order::Bshd) != run(Order::Padded);
+        let expected = has_own && capability == (9, 0) && !from_ptx;
+        assert_eq!(differ, expected, "{dtype:?}, head dimension {head_dim}, capability {capability:?}");
+    }
+}
+
 fn empty(gpu: &Gpu) {
     let nowhere = |dtype, [b, s, h, d]: [usize; 4]| DeviceTensor {
         address: 0,
@@ -229,7 +274,7 @@ fn refused(gpu: &Gpu) {
     };
     let layout = |shape: [usize; 4]| Layout::bshd(shape[0], shape[1], shape[2], shape[3]);
     for (found, argument) in [
-        (with(&|t| t.q.dtype = Dtype::F32), "q.dtype: "),
+        (with(&|t| t.q.dtype = Dtype::F32), "k.dtype: "),
         (with(&|t| t.k.dtype = Dtype::F16), "k.dtype: "),
         (with(&|t| t.out.dtype = Dtype::F16), "out.dtype: "),
         (with(&|t| t.k.layout = layout([2, 200, 3, 128])), "v.heads: "),
@@ -242,6 +287,12 @@ fn refused(gpu: &Gpu) {
     ] {
         assert!(found.starts_with(argument), "{found}");
     }
+    let all_f32 = with(&|t| {
+        for tensor in [&mut t.q, &mut t.k, &mut t.v, &mut t.out] {
+            tensor.dtype = Dtype::F32;
+        }
+    });
+    assert!(all_f32.starts_with("q.dtype: "), "{all_f32}");
     for head_dim in [4, 12, 264] {
         let shape = [2, 150, 4, head_dim];
         let found = with(&|t| {

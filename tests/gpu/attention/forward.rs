@@ -9,8 +9,8 @@ use proptest::sample::select;
 
 use crate::attention::oracle::{self, ONE_CALL, decode, exact, random_bits};
 use crate::buffer::{Buffer, Gpu};
+use crate::check_cases;
 use crate::random::{Order, order};
-use crate::runner;
 
 pub const TESTS: &[crate::Test] = &[("attention_is_within_its_bound_of_the_reference", within_bound)];
 
@@ -158,7 +158,7 @@ pub fn reference_problem(
 }
 
 fn within_bound(gpu: &Gpu) {
-    runner().run(&problem(), |problem| run(gpu, &problem)).unwrap_or_else(|error| panic!("{error}"));
+    check_cases(gpu, problem, |problem| run(gpu, &problem));
 }
 
 fn run(gpu: &Gpu, problem: &Problem) -> Result<(), TestCaseError> {

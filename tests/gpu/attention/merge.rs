@@ -9,8 +9,8 @@ use proptest::sample::select;
 
 use crate::attention::oracle::{decode, random_bits};
 use crate::buffer::{Buffer, Gpu, format};
+use crate::check_cases;
 use crate::random::{self, Order, order};
-use crate::runner;
 
 pub const TESTS: &[crate::Test] = &[
     ("merging_is_within_its_bound_of_the_reference", within_bound),
@@ -209,8 +209,7 @@ fn within_bound(gpu: &Gpu) {
         prop_assert_eq!(&memory.lse.read(gpu), &memory.lse_bits);
         problem.check(&memory.parts, &out.read(gpu), with_lse.then_some(&found[..]))
     };
-    let strategy = (problem(), prop::bool::weighted(0.8));
-    runner().run(&strategy, run).unwrap_or_else(|error| panic!("{error}"));
+    check_cases(gpu, || (problem(), prop::bool::weighted(0.8)), run);
 }
 
 fn in_place(gpu: &Gpu) {
@@ -237,8 +236,7 @@ fn in_place(gpu: &Gpu) {
         prop_assert_eq!(&lse, &memory.lse_bits);
         Ok(())
     };
-    let strategy = (problem(), any::<usize>());
-    runner().run(&strategy, run).unwrap_or_else(|error| panic!("{error}"));
+    check_cases(gpu, || (problem(), any::<usize>()), run);
 }
 
 fn pair(gpu: &Gpu) {
@@ -260,8 +258,7 @@ fn pair(gpu: &Gpu) {
         prop_assert_eq!(&memories[first].out.read(gpu), &memories[first].out_bits);
         problem.check(&exact, &out, Some(&lse))
     };
-    let strategy = (problem(), any::<bool>());
-    runner().run(&strategy, run).unwrap_or_else(|error| panic!("{error}"));
+    check_cases(gpu, || (problem(), any::<bool>()), run);
 }
 
 fn no_part(gpu: &Gpu) {

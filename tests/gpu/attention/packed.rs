@@ -11,8 +11,8 @@ use cudarc::driver::CudaSlice;
 use crate::attention::forward::{dtype, head_dim, heads, places, reference_problem};
 use crate::attention::oracle::{self, Exact, ONE_CALL, decode, exact, random_bits};
 use crate::buffer::{Buffer, Gpu};
+use crate::check_cases;
 use crate::random::Order;
-use crate::runner;
 
 pub const TESTS: &[crate::Test] = &[
     ("each_packed_sequence_is_within_its_bound_of_the_reference", within_bound),
@@ -244,8 +244,7 @@ impl Problem {
 }
 
 fn within_bound(gpu: &Gpu) {
-    let run = |problem: Problem| problem.run(gpu, &problem.memory(gpu), &[], true);
-    runner().run(&problem(), run).unwrap_or_else(|error| panic!("{error}"));
+    check_cases(gpu, problem, |problem| problem.run(gpu, &problem.memory(gpu), &[], true));
 }
 
 /// What is made wrong of good arrays.
@@ -331,13 +330,11 @@ fn bad_sequences(gpu: &Gpu) {
         problem.run(gpu, &memory, &[bad], false)
     };
     // A launch for no query at all looks at nothing.
-    let strategy =
-        (problem().prop_filter("no query", |problem| problem.lengths.iter().any(|of| of.0 > 0)), fault());
-    runner().run(&strategy, run).unwrap_or_else(|error| panic!("{error}"));
+    let some_query = |problem: &Problem| problem.lengths.iter().any(|of| of.0 > 0);
+    check_cases(gpu, || (problem().prop_filter("no query", some_query), fault()), run);
 }
 
 fn too_long(gpu: &Gpu) {
-    let strategy = (problem(), 1usize..200, 1usize..200);
     let run = |(mut problem, said, more): (Problem, usize, usize)| {
         problem.lengths.iter_mut().for_each(|of| of.0 = of.0.min(said));
         let which = more % problem.lengths.len();
@@ -348,7 +345,7 @@ fn too_long(gpu: &Gpu) {
         problem.run(gpu, &memory, &[which], true)?;
         problem.run(gpu, &memory, &[which], false)
     };
-    runner().run(&strategy, run).unwrap_or_else(|error| panic!("{error}"));
+    check_cases(gpu, || (problem(), 1usize..200, 1usize..200), run);
 }
 
 fn nothing(gpu: &Gpu) {

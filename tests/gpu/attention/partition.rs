@@ -10,8 +10,8 @@ use crate::attention::forward::{dtype, head_dim, heads, reference_problem};
 use crate::attention::merge::launch;
 use crate::attention::oracle::{self, ONE_CALL, decode, exact, random_bits};
 use crate::buffer::{Buffer, Gpu};
+use crate::check_cases;
 use crate::random::Order;
-use crate::runner;
 
 pub const TESTS: &[crate::Test] = &[("attention_over_parts_of_the_keys_merges_to_that_over_all", partition)];
 
@@ -58,7 +58,7 @@ fn partitions() -> impl Strategy<Value = Partition> {
 }
 
 fn partition(gpu: &Gpu) {
-    runner().run(&partitions(), |case| run_partition(gpu, &case)).unwrap_or_else(|error| panic!("{error}"));
+    check_cases(gpu, partitions, |case| run_partition(gpu, &case));
 }
 
 fn run_partition(gpu: &Gpu, case: &Partition) -> Result<(), TestCaseError> {
