@@ -380,7 +380,7 @@ LONGROPE_API longrope_status longrope_attention_workspace_size(const longrope_at
 
 /* Launches the attention. Tensors without queries are legal and launch nothing. Logits and sums are F32; the weights
  * are rounded to the type of q before they meet the values. A NaN, or logits beyond F32, make the rows that see them
- * NaN; a value that is not finite may also reach rows of the same 128 queries that do not see it. */
+ * NaN; a value that is not finite may also reach rows of the same 192 queries that do not see it. */
 LONGROPE_API longrope_status longrope_attention_run(const longrope_context *context,
                                                     const longrope_attention_desc *desc,
                                                     const longrope_attention_tensors *tensors, void *workspace,
