@@ -1,11 +1,15 @@
-// The instances of the merge kernel, by the type of the output.
+// The instances of the merge kernel: type of the output x whether four dimensions can be moved at once.
 
 #include "include/merge.cuh"
 
-#define LONGROPE_MERGE(name, T)                                                                    \
-    extern "C" __global__ void __launch_bounds__(longrope::kMergeThreads)                          \
-        longrope_merge_##name(const __grid_constant__ longrope_merge_params p) {                   \
-        longrope::merge<T>(p);                                                                     \
+#define LONGROPE_MERGE(name, T)                                                          \
+    extern "C" __global__ void __launch_bounds__(longrope::kMergeThreads)                \
+        longrope_merge_##name##_vector(const __grid_constant__ longrope_merge_params p) { \
+        longrope::merge<T, 4>(p);                                                        \
+    }                                                                                    \
+    extern "C" __global__ void __launch_bounds__(longrope::kMergeThreads)                \
+        longrope_merge_##name##_strided(const __grid_constant__ longrope_merge_params p) { \
+        longrope::merge<T, 1>(p);                                                        \
     }
 
 LONGROPE_MERGE(f32, float)
