@@ -81,7 +81,7 @@ __device__ __forceinline__ void merge_row(const longrope_merge_params &p, int64_
             const float my_weight = mine == -INFINITY ? 0.0f : expf(mine - largest);
             const unsigned seen = __ballot_sync(0xffffffff, mine != -INFINITY);
             const int count = static_cast<int>(min(p.part_count - base, static_cast<int64_t>(32)));
-#pragma unroll 4
+#pragma unroll (kWide == 4 ? 4 : 1)
             for (int i = 0; i < count; ++i) {
                 const float weight = __shfl_sync(0xffffffff, my_weight, i);
                 if (!(seen >> i & 1)) continue;
@@ -94,8 +94,9 @@ __device__ __forceinline__ void merge_row(const longrope_merge_params &p, int64_
                 }
             }
         }
+        const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
 #pragma unroll
-        for (int j = 0; j < kWide; ++j) x[j] = sum == 0.0f ? 0.0f : x[j] / sum;
+        for (int j = 0; j < kWide; ++j) x[j] *= inverse;
         if (dim < p.head_dim) row.store(x, dim);
     }
     // The output may be one of the parts: all lanes have read before one writes.
