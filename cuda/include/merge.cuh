@@ -4,6 +4,9 @@
 //
 // A warp takes a row: one query of one head. It finds the largest lse of the parts, then adds the parts in their order, so that
 // the same parts give the same bits. A part whose lse is -inf saw no key: its row is not read, and may hold anything.
+//
+// The lse of 32 parts are read at once, one a lane, and their weights handed round, so that the rows can follow one another
+// without waiting for anything. Where the dimensions of a row lie side by side, a lane takes four at a time.
 #pragma once
 
 #include "elements.cuh"
@@ -13,44 +16,88 @@ namespace longrope {
 
 constexpr int kMergeThreads = 256;
 
-template <class T>
+// The largest over a warp; NaN does not hide behind a number.
+__device__ __forceinline__ float largest_of_warp(float x) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        const float other = __shfl_xor_sync(0xffffffff, x, distance);
+        x = other > x || isnan(other) ? other : x;
+    }
+    return x;
+}
+
+// Where the dimensions of lane `lane` lie: kWide side by side, of each 32 kWide.
+template <class T, int kWide>
+struct MergedRow {
+    const float *parts;
+    int64_t part_stride, in_dim, out_dim;
+    T *out;
+    int head_dim;
+
+    __device__ __forceinline__ void load(float (&x)[kWide], int64_t part, int dim) const {
+        if constexpr (kWide == 4) {
+            *reinterpret_cast<float4 *>(x) = *reinterpret_cast<const float4 *>(parts + part * part_stride + dim);
+        } else {
+            x[0] = parts[part * part_stride + dim * in_dim];
+        }
+    }
+
+    __device__ __forceinline__ void store(const float (&x)[kWide], int dim) const {
+        if constexpr (kWide == 4) {
+            Vector<T, 4> packed;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) packed.element[i] = narrow<T>(x[i]);
+            store_vector<T, 4>(out + dim, packed);
+        } else {
+            out[dim * out_dim] = narrow<T>(x[0]);
+        }
+    }
+};
+
+template <class T, int kWide>
 __device__ __forceinline__ void merge_row(const longrope_merge_params &p, int64_t batch, int64_t query, int head, int lane) {
     const float *const lse = p.parts_lse + batch * p.in_lse_stride[0] + query * p.in_lse_stride[1] + head * p.in_lse_stride[2];
-    const float *const parts = p.parts + batch * p.in_stride[0] + query * p.in_stride[1] + head * p.in_stride[2];
-    T *const out = static_cast<T *>(p.out) + batch * p.out_stride[0] + query * p.out_stride[1] + head * p.out_stride[2];
+    const MergedRow<T, kWide> row = {
+        p.parts + batch * p.in_stride[0] + query * p.in_stride[1] + head * p.in_stride[2], p.part_stride, p.in_stride[3],
+        p.out_stride[3],
+        static_cast<T *>(p.out) + batch * p.out_stride[0] + query * p.out_stride[1] + head * p.out_stride[2], p.head_dim};
+    const auto lse_of = [&](int64_t part) { return part < p.part_count ? lse[part * p.part_lse_stride] : -INFINITY; };
 
-    // NaN must not hide behind a number.
-    float largest = -INFINITY;
-    for (int64_t part = lane; part < p.part_count; part += 32) {
+    const float first_lse = lse_of(lane);
+    float largest = first_lse;
+    for (int64_t part = 32 + lane; part < p.part_count; part += 32) {
         const float x = lse[part * p.part_lse_stride];
         largest = x > largest || isnan(x) ? x : largest;
     }
-    for (int distance = 16; distance > 0; distance /= 2) {
-        const float other = __shfl_xor_sync(0xffffffff, largest, distance);
-        largest = other > largest || isnan(other) ? other : largest;
-    }
+    largest = largest_of_warp(largest);
 
     float sum = 0.0f;
-    for (int first = 0; first < p.head_dim; first += 128) {
-        float x[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int first = 0; first < p.head_dim; first += 32 * kWide) {
+        const int dim = first + lane * kWide;
+        float x[kWide] = {};
         sum = 0.0f;
-        for (int64_t part = 0; part < p.part_count; ++part) {
-            const float part_lse = lse[part * p.part_lse_stride];
-            if (part_lse == -INFINITY) continue;
-            const float weight = expf(part_lse - largest);
-            sum += weight;
-            const float *const row = parts + part * p.part_stride;
+        for (int64_t base = 0; base < p.part_count; base += 32) {
+            const float mine = base == 0 ? first_lse : lse_of(base + lane);
+            const float my_weight = mine == -INFINITY ? 0.0f : expf(mine - largest);
+            const unsigned seen = __ballot_sync(0xffffffff, mine != -INFINITY);
+            const int count = static_cast<int>(min(p.part_count - base, static_cast<int64_t>(32)));
+#pragma unroll (kWide == 4 ? 4 : 1)
+            for (int i = 0; i < count; ++i) {
+                const float weight = __shfl_sync(0xffffffff, my_weight, i);
+                if (!(seen >> i & 1)) continue;
+                sum += weight;
+                if (dim < p.head_dim) {
+                    float part[kWide];
+                    row.load(part, base + i, dim);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int dim = first + 32 * i + lane;
-                if (dim < p.head_dim) x[i] = fmaf(weight, row[dim * p.in_stride[3]], x[i]);
+                    for (int j = 0; j < kWide; ++j) x[j] = fmaf(weight, part[j], x[j]);
+                }
             }
         }
+        const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int dim = first + 32 * i + lane;
-            if (dim < p.head_dim) out[dim * p.out_stride[3]] = narrow<T>(sum == 0.0f ? 0.0f : x[i] / sum);
-        }
+        for (int j = 0; j < kWide; ++j) x[j] *= inverse;
+        if (dim < p.head_dim) row.store(x, dim);
     }
     // The output may be one of the parts: all lanes have read before one writes.
     __syncwarp();
@@ -61,13 +108,20 @@ __device__ __forceinline__ void merge_row(const longrope_merge_params &p, int64_
 }
 
 // Rows in order of batch, query, head.
-template <class T>
+template <class T, int kWide>
 __device__ __forceinline__ void merge(const longrope_merge_params &p) {
     const int64_t row = static_cast<int64_t>(blockIdx.x) * (kMergeThreads / 32) + threadIdx.x / 32;
-    if (row >= p.batch * p.length * p.heads) return;
-    const int head = static_cast<int>(row % p.heads);
-    const int64_t token = row / p.heads;
-    merge_row<T>(p, token / p.length, token % p.length, head, threadIdx.x % 32);
+    const int64_t rows = p.batch * p.length * p.heads;
+    if (row >= rows) return;
+    int64_t token, batch;
+    if (rows >> 32 == 0) {  // a division of 64 bits takes longer than the row
+        token = static_cast<uint32_t>(row) / static_cast<uint32_t>(p.heads);
+        batch = static_cast<uint32_t>(token) / static_cast<uint32_t>(p.length);
+    } else {
+        token = row / p.heads;
+        batch = token / p.length;
+    }
+    merge_row<T, kWide>(p, batch, token - batch * p.length, static_cast<int>(row - token * p.heads), threadIdx.x % 32);
 }
 
 }  // namespace longrope

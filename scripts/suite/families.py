@@ -28,6 +28,8 @@ class Family:
     called: str = ""
     # Of the runs of our own programs; what the driver compiles under it is compiled before a part's time begins.
     environment: dict[str, str] = field(default_factory=dict)
+    # Of the runs under a sanitizer, which would take what the driver compiles for an error, and is slow at it.
+    sanitizer_environment: dict[str, str] = field(default_factory=dict)
     # Of the peers' program.
     peers_arguments: tuple[str, ...] = ()
     # Cases of each property test; of a run under a sanitizer.
@@ -71,6 +73,8 @@ FAMILIES = {
         "cuda/merge.cu",
         # The driver takes no machine code but compiles PTX, as for GPUs to come; Hopper's kernels have none, so that these run.
         environment={"CUDA_FORCE_PTX_JIT": "1"},
+        # The same kernels, by a context that leaves Hopper's out.
+        sanitizer_environment={"LONGROPE_TEST_PORTABLE": "1"},
         # The peers have no PTX for this GPU, so that their process can't have that environment.
         peers_arguments=("--portable",),
     ),

@@ -106,16 +106,14 @@ def find_sanitizer() -> str:
 def run_sanitizer(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
     tests, tools = str(BUNDLE / "gpu"), {}
     commands = {tool: [find_sanitizer(), "--tool", tool, "--error-exitcode", "1", tests] for tool in TOOLS}
-    # A tool may have the driver compile in a way of its own.
-    first = [[*command, "--list"] for command in commands.values()] if family.environment else []
-    problems, seconds = prepare(deadline, *first, **family.environment)
+    problems = []
     skipped = [argument for test in family.large for argument in ("--skip", test)]
     for tool, command in commands.items():
         began = deadline.spent()
         status, output = deadline.run(
             [*command, f"{called(name)}::", *skipped],
             PROPTEST_CASES=str(family.cases_sanitizer),
-            **family.environment,
+            **family.sanitizer_environment,
         )
         # Racecheck: "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)".
         summaries = re.findall(r"(?:ERROR SUMMARY: |hazards? displayed \()(\d+) errors?", output)
@@ -131,7 +129,6 @@ def run_sanitizer(name: str, family: Family, deadline: Deadline, out: Path) -> d
     return {
         "tools": tools,
         "proptest_cases": family.cases_sanitizer,
-        "prepare_seconds": seconds,
         "skipped": list(family.large),
         "problems": problems,
     }
@@ -183,6 +180,8 @@ def run(name: str, kind: str, out: Path) -> dict:
     """Runs a part. What was found, the seconds it took, and the problems: it has passed if there is none."""
     deadline = Deadline()
     result = RUN[kind](name, FAMILIES[name], deadline, out)
-    if FAMILIES[name].environment and kind != "peers":
-        result["environment"] = FAMILIES[name].environment
+    family = FAMILIES[name]
+    environment = {"peers": {}, "sanitizer": family.sanitizer_environment}.get(kind, family.environment)
+    if environment:
+        result["environment"] = environment
     return {"seconds": round(deadline.spent(), 1), **result}

@@ -57,6 +57,19 @@ impl Context {
     /// This build has no device code, the machine no driver or GPU, or one of them is too old; the message says which and
     /// what would be right.
     pub fn new(ordinal: i32) -> Result<Self, DeviceError> {
+        Self::load_all(ordinal, true)
+    }
+
+    /// Loads only the kernels that every GPU since Ampere runs, and leaves out those that are made for one: to compare with
+    /// them, or to have the same code run on GPUs of several generations.
+    ///
+    /// # Errors
+    /// As [`Context::new`].
+    pub fn portable(ordinal: i32) -> Result<Self, DeviceError> {
+        Self::load_all(ordinal, false)
+    }
+
+    fn load_all(ordinal: i32, with_special: bool) -> Result<Self, DeviceError> {
         if !image::is_embedded() {
             return Err(DeviceError::NoDeviceCode);
         }
@@ -66,7 +79,7 @@ impl Context {
         for family in crate::ops::kernel_families() {
             match family.only_on {
                 None => context.load(device, &family)?,
-                Some(needed) if needed != capability => {}
+                Some(needed) if needed != capability || !with_special => {}
                 // It has no PTX: a driver that is told to compile everything anew (CUDA_FORCE_PTX_JIT) can't use it.
                 Some(_) => match context.load(device, &family) {
                     Err(DeviceError::Driver { code, .. }) if code == NO_BINARY => context.forget(&family),

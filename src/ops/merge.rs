@@ -127,11 +127,14 @@ impl Merge {
             let [batch, length, heads, _] = tensor.layout.strides();
             [batch, length, heads]
         };
-        let name = match self.out.dtype {
-            Dtype::F32 => KERNELS[0],
-            Dtype::F16 => KERNELS[1],
-            Dtype::Bf16 => KERNELS[2],
-        };
+        let vector = head_dim.is_multiple_of(4)
+            && [parts.out, self.out].iter().all(DeviceTensor::is_vectorizable)
+            && (parts.count < 2 || parts.out_stride % 4 == 0);
+        let name = KERNELS[match self.out.dtype {
+            Dtype::F32 => 0,
+            Dtype::F16 => 2,
+            Dtype::Bf16 => 4,
+        } + usize::from(!vector)];
         let params = longrope_merge_params {
             parts: pointer(parts.out.address).cast(),
             parts_lse: pointer(parts.lse.address).cast(),
@@ -154,7 +157,15 @@ impl Merge {
     }
 }
 
-static KERNELS: [&str; 3] = ["longrope_merge_f32", "longrope_merge_f16", "longrope_merge_bf16"];
+/// By type, four dimensions at once or any strides: the instances in `cuda/merge.cu`.
+static KERNELS: [&str; 6] = [
+    "longrope_merge_f32_vector",
+    "longrope_merge_f32_strided",
+    "longrope_merge_f16_vector",
+    "longrope_merge_f16_strided",
+    "longrope_merge_bf16_vector",
+    "longrope_merge_bf16_strided",
+];
 
 /// What a context loads.
 pub(super) fn family() -> Family {

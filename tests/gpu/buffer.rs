@@ -21,7 +21,8 @@ impl Gpu {
         // cudarc panics where there is no driver, so a first context tells whether there is one.
         drop(Context::new(0).map_err(|error| error.to_string())?);
         let cuda = CudaContext::new(0).map_err(|error| error.to_string())?;
-        let kernels = Context::new(0).map_err(|error| error.to_string())?;
+        let load = if is_portable() { Context::portable } else { Context::new };
+        let kernels = load(0).map_err(|error| error.to_string())?;
         let stream = cuda.new_stream().map_err(|error| error.to_string())?;
         Ok(Self { kernels, cuda, stream })
     }
@@ -43,6 +44,11 @@ impl Gpu {
     pub fn address<T>(&self, slice: &CudaSlice<T>) -> u64 {
         slice.device_ptr(&self.stream).0
     }
+}
+
+/// Whether the tests are to run on the kernels of every GPU, rather than on those made for this one.
+pub fn is_portable() -> bool {
+    std::env::var("LONGROPE_TEST_PORTABLE").is_ok_and(|value| value == "1")
 }
 
 pub fn raw(stream: &CudaStream) -> Stream {
