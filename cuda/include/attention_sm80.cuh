@@ -217,7 +217,8 @@ __device__ __forceinline__ void store_rows(const longrope_attention_params &p, c
         }
         return;
     }
-    // Through shared memory, into rows of 16-byte chunks. The place of this warp's queries, which it alone reads.
+    // Through shared memory, into rows of 16-byte chunks. The place of this warp's queries, which it alone reads, and has read.
+    __syncwarp();
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll

@@ -20,7 +20,7 @@ pub const BAD_SEQUENCE: u32 = LONGROPE_DEVICE_BAD_SEQUENCE;
 ///
 /// Logits and sums are f32 and the weights are rounded to the 16 bits of the inputs before they meet the values. A row that
 /// sees no key gives zeros and a log-sum-exp of minus infinity. A NaN, or logits beyond f32, make the rows that see them NaN;
-/// a value that is not finite may also reach rows of the same 128 queries that do not see it.
+/// a value that is not finite may also reach rows of the same 192 queries that do not see it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
     /// Scale, mask and global positions. The offsets are those of each sequence's first query and key.
