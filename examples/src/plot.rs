@@ -3,6 +3,7 @@
 use anyhow::{Result, anyhow};
 use longrope::scaling::RopeConfig;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::report::Table;
 
@@ -100,7 +101,7 @@ fn draw(lines: &[Line<'_>], axes: &Axes<'_>, marks: &[f64]) -> Result<String> {
             .margin(12)
             .x_label_area_size(44)
             .y_label_area_size(64)
-            .build_cartesian_2d(left..right, (bottom..top).log_scale())
+            .build_cartesian_2d(left..right, bottom.log10()..top.log10())
             .map_err(plot_error)?;
         let x_label = |x: &f64| match marks.is_empty() {
             true => format!("{x:.0}"),
@@ -112,12 +113,21 @@ fn draw(lines: &[Line<'_>], axes: &Axes<'_>, marks: &[f64]) -> Result<String> {
             .y_desc(axes.y)
             .x_labels(if marks.is_empty() { 9 } else { marks.len() })
             .x_label_formatter(&x_label)
-            .y_label_formatter(&|y| significant(*y))
+            // Its own marks leave out the decade that an axis begins in.
+            .disable_y_mesh()
+            .y_labels(0)
             .light_line_style(WHITE)
             .draw()
             .map_err(plot_error)?;
+        let style = TextStyle::from(("sans-serif", 12)).pos(Pos::new(HPos::Right, VPos::Center));
+        for mark in round_numbers(bottom, top) {
+            let ends = [(left, mark.log10()), (right, mark.log10())];
+            let (x, y) = chart.backend_coord(&ends[0]);
+            chart.draw_series([PathElement::new(ends, BLACK.mix(0.2))]).map_err(plot_error)?;
+            left_area.draw(&Text::new(significant(mark), (x - 8, y), style.clone())).map_err(plot_error)?;
+        }
         for (i, (line, colour)) in lines.iter().zip(COLOURS.iter().cycle()).enumerate() {
-            let shifted: Vec<(f64, f64)> = line.points.iter().map(|&(x, y)| (log(x), y)).collect();
+            let shifted: Vec<(f64, f64)> = line.points.iter().map(|&(x, y)| (log(x), y.log10())).collect();
             let style = colour.stroke_width(2);
             chart.draw_series(LineSeries::new(shifted.iter().copied(), style)).map_err(plot_error)?;
             let dots = shifted.iter().map(|&point| Circle::new(point, 3, colour.filled()));
@@ -130,6 +140,13 @@ fn draw(lines: &[Line<'_>], axes: &Axes<'_>, marks: &[f64]) -> Result<String> {
         root.present().map_err(plot_error)?;
     }
     Ok(svg)
+}
+
+/// The numbers 1, 2 and 5 times a power of ten from `bottom` to `top`.
+fn round_numbers(bottom: f64, top: f64) -> impl Iterator<Item = f64> {
+    let decades = bottom.log10().floor() as i32..=top.log10().ceil() as i32;
+    let numbers = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|round| round * 10f64.powi(decade)));
+    numbers.filter(move |number| (bottom..=top).contains(number))
 }
 
 /// A number with two significant digits, without a needless fraction.
@@ -161,6 +178,20 @@ mod tests {
             assert!(svg.contains(text), "{text}");
         }
         assert!(!svg.contains("inf") && !svg.contains("NaN"));
+    }
+
+    #[test]
+    fn every_decade_has_names_for_its_marks() {
+        let table = Table {
+            lengths: vec![8192, 65536],
+            methods: vec!["none".into(), "PI".into()],
+            values: vec![vec![30.0, 200.0], vec![1800.0, 230.0]],
+        };
+        let svg = perplexity_by_length(&table).unwrap();
+        for mark in ["50", "100", "200", "500", "1000", "2000"] {
+            assert!(svg.contains(&format!("\n{mark}\n")), "{mark} in {svg}");
+        }
+        assert!(!svg.contains("\n900\n"));
     }
 
     #[test]
