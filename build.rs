@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 /// The families of kernels: `cuda/NAME.cu` each.
-const FAMILIES: [&str; 8] = [
+const FAMILIES: [&str; 13] = [
     "rotary",
     "attention_sm80_d64",
     "attention_sm80_d96",
@@ -23,6 +23,11 @@ const FAMILIES: [&str; 8] = [
     "attention_sm90_d64",
     "attention_sm90_d128",
     "merge",
+    "decode_d64",
+    "decode_d96",
+    "decode_d128",
+    "decode_d256",
+    "decode_merge",
 ];
 
 fn main() {

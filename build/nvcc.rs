@@ -8,11 +8,17 @@ use std::{env, fs};
 const PORTABLE: &str = "arch=compute_80,code=[sm_80,sm_90,compute_80]";
 /// For families that use what only Hopper has: nothing else runs them.
 const HOPPER: &str = "arch=compute_90a,code=sm_90a";
+/// As the portable one, but Hopper's machine code is of what the source has for it (`dependent_launch.cuh`).
+const OVERLAPPING: [&str; 2] = ["arch=compute_80,code=[sm_80,compute_80]", "arch=compute_90,code=sm_90"];
 
-/// The targets of a family: its name says if it is Hopper's.
-fn targets(source: &Path) -> &'static str {
+/// The targets of a family, which go by its name.
+fn targets(source: &Path) -> &'static [&'static str] {
     let name = source.file_stem().unwrap_or_default().to_string_lossy();
-    if name.contains("sm90") { HOPPER } else { PORTABLE }
+    match name {
+        name if name.contains("sm90") => &[HOPPER],
+        name if name.starts_with("decode") => &OVERLAPPING,
+        _ => &[PORTABLE],
+    }
 }
 
 /// The compiler, or where it was looked for.
@@ -42,7 +48,9 @@ pub fn find(root: &Path) -> Result<PathBuf, String> {
 pub fn compile(nvcc: &Path, source: &Path, image: &Path) -> Result<String, String> {
     let mut command = Command::new(nvcc);
     command.args(["--fatbin", "-std=c++17", "-O3", "-lineinfo", "--compress-mode=size", "-Xptxas=-v"]);
-    command.args(["-gencode", targets(source)]);
+    for target in targets(source) {
+        command.args(["-gencode", target]);
+    }
     command.arg(source).arg("-o").arg(image);
     let output = command.output().map_err(|error| format!("{}: {error}", nvcc.display()))?;
     let report = String::from_utf8_lossy(&output.stderr).into_owned();

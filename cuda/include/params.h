@@ -60,7 +60,11 @@ enum longrope_device_status {
     LONGROPE_DEVICE_BAD_CHOICE = 1,
     /* The starts of a packed sequence do not rise, lie beyond the tensor, or span more than `max_query_length`; or its
      * position is beyond 2^62. Its rows were not written. */
-    LONGROPE_DEVICE_BAD_SEQUENCE = 2
+    LONGROPE_DEVICE_BAD_SEQUENCE = 2,
+    /* The length of a cached sequence is below its new tokens, but not 0, or beyond what the cache holds for it. */
+    LONGROPE_DEVICE_BAD_LENGTH = 4,
+    /* The id of a page that was needed is none of the cache's. */
+    LONGROPE_DEVICE_BAD_PAGE = 8
 };
 
 /* A tensor to rotate: [batch, length, heads, head_dim]. */
@@ -204,5 +208,80 @@ typedef struct longrope_merge_params {
     int32_t heads;
     int32_t head_dim;
 } longrope_merge_params;
+
+/* Keys and values of sequences that grow: token t of a sequence lies in row t % page_size of page t / page_size of its row of
+ * the page table. Without a table each sequence is one page, its number the page's. */
+typedef struct longrope_cache {
+    void *k;
+    void *v;
+    /* Strides of page, row of a page, key head and head dimension; the last is 1. */
+    int64_t k_stride[4];
+    int64_t v_stride[4];
+    /* int32 ids, a row for each sequence; or null. */
+    const int32_t *page_table;
+    int64_t table_stride;
+    /* Pages in k and v. */
+    int64_t pages;
+    /* Rows of a page; with a table at most 256. */
+    int64_t page_size;
+    /* Tokens that a sequence has room for. */
+    int64_t capacity;
+    /* int32 or int64 [sequences] in device memory, by `lengths_are_wide`: the tokens of each, the new ones included. A length of
+     * 0 is a sequence that takes no part. */
+    const void *lengths;
+    int32_t lengths_are_wide;
+    int32_t sequences;
+    int32_t key_heads;
+    int32_t padding;
+} longrope_cache;
+
+/* The new tokens of each sequence: the last ones of its length. */
+typedef struct longrope_new_tokens {
+    /* Null: tensors are [sequences, most, ...]. Else int32 or int64 [sequences + 1] in device memory: tensors are
+     * [1, total, ...], and the new tokens of sequence i are `starts[i]` to `starts[i + 1]`. */
+    const void *starts;
+    int64_t total;
+    /* New tokens of a sequence, at most. */
+    int64_t most;
+    int32_t starts_are_wide;
+    int32_t padding;
+} longrope_new_tokens;
+
+/* Rows of queries by their new tokens, and what attention makes of them. */
+typedef struct longrope_decode_params {
+    longrope_cache cache;
+    longrope_new_tokens tokens;
+    const void *q;
+    /* 16 bits as q, or f32 by `out_is_f32`. */
+    void *out;
+    /* f32 [batch, length, heads], natural logarithm; or null. */
+    float *lse;
+    int64_t q_stride[4];
+    int64_t out_stride[4];
+    int64_t lse_stride[3];
+    /* How far a query sees, its own position included; 0: no limit. */
+    int64_t window;
+    /* A word of device memory that bits of longrope_device_status are set in, or null. */
+    uint32_t *status;
+    /* Partial results: f32 [slot][row][head_dim], and their log-sum-exps [slot][row]. */
+    float *parts;
+    float *parts_lse;
+    /* Rows of a slot. */
+    int64_t slot_rows;
+    /* Blocks of the attending grid; parts of each item, or 0 where blocks share the work evenly. */
+    int32_t blocks;
+    int32_t splits;
+    int32_t query_heads;
+    /* Query heads a key head. */
+    int32_t group;
+    int32_t head_dim;
+    int32_t out_is_f32;
+    /* |scale| / ln 2, above 0; and 1 if the scale is below 0. */
+    float scale_log2;
+    int32_t negate;
+    /* Items that the merging grid looks at: all of them, or those at the borders of blocks, by `merges_borders`. */
+    int32_t merges;
+    int32_t merges_borders;
+} longrope_decode_params;
 
 #endif

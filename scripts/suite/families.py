@@ -21,9 +21,9 @@ class Family:
     launch: tuple[str, ...]
     tests: tuple[str, ...]
     bench: str
-    abi: tuple[str, ...]
-    # The program comes first, then what it needs.
-    peers: tuple[str, ...]
+    abi: tuple[str, ...] = ()
+    # The program comes first, then what it needs. None: the family has no such part.
+    peers: tuple[str, ...] = ()
     # What its programs call it, in the names of tests and in rows, where that is not its own name.
     called: str = ""
     # Of the runs of our own programs; what the driver compiles under it is compiled before a part's time begins.
@@ -37,7 +37,6 @@ class Family:
     cases_sanitizer: int = 8
     # Tests, by a part of their names, that are too large for a sanitizer.
     large: tuple[str, ...] = ()
-
 
 
 def attention(name: str, *device: str, **rest) -> Family:
@@ -79,6 +78,16 @@ FAMILIES = {
         peers_arguments=("--portable",),
     ),
     "attention_sm90": attention("attention_sm90"),
+    "decode": Family(
+        device=("cuda/decode_*.cu",),
+        launch=("src/ops/cache.rs", "src/ops/decode.rs"),
+        tests=("tests/gpu/decode/*.rs", "tests/gpu/attention/oracle.rs"),
+        bench="gpu_decode",
+        # Each is checked against a reference in f64, on the processor.
+        cases_tests=2000,
+        cases_sanitizer=3,
+        large=("million",),
+    ),
 }
 
 # Of every family: for all parts, for tests and sanitizers, for the bench, for the peers.
@@ -96,6 +105,11 @@ def called(name: str) -> str:
     return FAMILIES[name].called or name
 
 
+def kinds(name: str) -> list[str]:
+    """The kinds of parts that a family has: without peers, all others."""
+    return [kind for kind in KINDS if kind != "peers" or FAMILIES[name].peers]
+
+
 def fail(message: str) -> None:
     sys.exit(f"gpu-suite: {message}")
 
@@ -103,7 +117,8 @@ def fail(message: str) -> None:
 def goals(name: str, kind: str) -> dict[tuple[str, str, str, str], str]:
     """The goals that a part of a family is held to, by op, shape, unit and peer. Those without a peer are the bench's.
 
-    One against the peer `fastest` is against the fastest of those that were measured.
+    One against the peer `fastest` is against the fastest of those that were measured. A family without peers is held to
+    none of theirs.
     """
     with GOALS.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["family"] == name]

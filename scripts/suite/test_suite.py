@@ -285,6 +285,41 @@ class Peers(Suite):
         self.assertEqual(self.run_part("peers")["problems"], ["no row for the goal fast, s1, GB/s, fastest"])
 
 
+class WithoutPeers(Suite):
+    """A family that has no peers' program: its goals against peers wait for one."""
+
+    PAGED = "rotary,paged,s1,GB/s,95.0,contiguous,100.0,0.9500"
+    COLD = "rotary,cold,s1,GB/s,80.0,read ceiling,100.0,0.8000"
+
+    def setUp(self):
+        super().setUp()
+        family = dataclasses.replace(FAMILY, bench="gpu_rotary", peers=())
+        patch = mock.patch.dict(families.FAMILIES, {"rotary": family}, clear=True)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def test_its_bench_compares_with_ours_in_another_form_and_is_held_to_its_own_goals(self):
+        self.write(
+            "goals.csv",
+            "family,op,shape,unit,goal,peer\nrotary,paged,s1,GB/s,0.95,\nrotary,cold,s1,GB/s,0.85,\n"
+            "rotary,fast,s1,GB/s,1.0,fastest\n",
+        )
+        self.program("gpu_rotary", self.rows(self.PAGED, self.COLD))
+        found = self.run_part("bench")
+        self.assertEqual((found["problems"], found["missed"]), ([], ["cold, s1, read ceiling: 0.8000 of 0.85"]))
+        self.assertEqual([row["goal"] for row in self.table()], ["0.95", "0.85"])
+
+    def test_the_check_asks_for_the_parts_that_it_has(self):
+        for kind in families.kinds("rotary"):
+            now = families.sources("rotary", kind)
+            stamp = {"passed": True, "gpu": "H100", "date": "today", "commit": "abc", "sources": {}}
+            results.write_stamp(self.folder, "rotary", kind, {**stamp, "source_hash": families.combined(now)})
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            status = results.check()
+        parts_seen = [line.split()[0] for line in output.getvalue().splitlines()]
+        self.assertEqual((status, parts_seen), (0, ["rotary:tests", "rotary:sanitizer", "rotary:bench"]))
+
+
 class Stamps(Suite):
     def test_a_stamp_is_stale_by_the_files_that_changed(self):
         now = {"a": families.digest(b"1"), "b": families.digest(b"2")}
@@ -326,6 +361,18 @@ class Sources(unittest.TestCase):
             # Known values are of the name that they share.
             self.assertIn(("forward", "b1 s16384 h16/16 d96 causal Bf16", "TFLOP/s", "cuDNN"), families.known(name))
             self.assertEqual((len(families.goals(name, "peers")), len(families.goals(name, "bench"))), (10, 0))
+
+    def test_decode_has_no_peers_yet(self):
+        self.assertEqual(families.kinds("rotary"), families.KINDS)
+        self.assertEqual(families.kinds("decode"), ["tests", "sanitizer", "bench"])
+        found = families.sources("decode", "tests").keys()
+        self.assertLessEqual(
+            {"cuda/decode_d128.cu", "cuda/decode_merge.cu", "cuda/include/decode.cuh", "src/ops/cache.rs"}, found
+        )
+        self.assertIn("tests/gpu/attention/oracle.rs", found)
+        self.assertIn("benches/gpu_decode.rs", families.sources("decode", "bench"))
+        own = {(op, peer) for op, _, _, peer in families.goals("decode", "bench")}
+        self.assertEqual(own, {(op, "") for op in ("paged_16", "paged_64", "mixed_lengths", "cold")})
 
 
 if __name__ == "__main__":

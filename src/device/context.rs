@@ -15,7 +15,16 @@ use crate::device::image;
 /// in a graph. Make it while the context that is to be used is current: its code is loaded then, and not by a first launch.
 pub struct Context {
     libraries: Vec<sys::CUlibrary>,
-    kernels: HashMap<&'static str, sys::CUkernel>,
+    kernels: HashMap<&'static str, Kernel>,
+    multiprocessors: u32,
+}
+
+/// A kernel that was found.
+#[derive(Debug, Clone, Copy)]
+struct Kernel {
+    handle: sys::CUkernel,
+    /// Whether its code may wait for the kernel before it, and so be launched before that ended.
+    can_wait: bool,
 }
 
 // SAFETY: library and kernel handles belong to no thread or context.
@@ -75,7 +84,8 @@ impl Context {
         }
         driver::start()?;
         let (device, capability) = driver::device(ordinal)?;
-        let mut context = Self { libraries: Vec::new(), kernels: HashMap::new() };
+        let multiprocessors = driver::multiprocessors(device)?;
+        let mut context = Self { libraries: Vec::new(), kernels: HashMap::new(), multiprocessors };
         for family in crate::ops::kernel_families() {
             match family.only_on {
                 None => context.load(device, &family)?,
@@ -93,6 +103,11 @@ impl Context {
     /// Whether a kernel is there: one of a family that is not for all GPUs may not be.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.kernels.contains_key(name)
+    }
+
+    /// The multiprocessors of the device.
+    pub(crate) fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
     }
 
     /// Takes out the kernels of a family that was loaded in part.
@@ -141,7 +156,8 @@ impl Context {
                 // SAFETY: the kernel is valid, and a context is current.
                 check("cuKernelGetFunction", unsafe { sys::cuKernelGetFunction(&mut function, kernel) })?;
             }
-            self.kernels.insert(name, kernel);
+            let can_wait = driver::can_wait(kernel, device)?;
+            self.kernels.insert(name, Kernel { handle: kernel, can_wait });
         }
         Ok(())
     }
@@ -157,12 +173,12 @@ impl Context {
         params: &P,
         stream: Stream,
     ) -> Result<(), DeviceError> {
-        let kernel = *self.kernels.get(name).ok_or(DeviceError::NoDeviceCode)?;
+        let kernel = self.kernels.get(name).ok_or(DeviceError::NoDeviceCode)?;
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: the driver copies the block before it returns, and takes a kernel where it takes a function.
         let launched = unsafe {
             sys::cuLaunchKernel(
-                kernel.cast(),
+                kernel.handle.cast(),
                 grid.blocks,
                 1,
                 1,
@@ -176,6 +192,48 @@ impl Context {
             )
         };
         check("cuLaunchKernel", launched)
+    }
+
+    /// As [`Context::launch`], but the kernel may begin before the one before it on the stream has ended: as soon as all blocks
+    /// of that let it. A kernel whose code can't wait is launched as any other.
+    ///
+    /// # Safety
+    /// As [`Context::launch`]. The kernel must wait before it touches what the one before it reads or writes.
+    pub(crate) unsafe fn launch_dependent<P>(
+        &self,
+        name: &'static str,
+        grid: Grid,
+        params: &P,
+        stream: Stream,
+    ) -> Result<(), DeviceError> {
+        let kernel = self.kernels.get(name).ok_or(DeviceError::NoDeviceCode)?;
+        if !kernel.can_wait {
+            // SAFETY: the caller's promise.
+            return unsafe { self.launch(name, grid, params, stream) };
+        }
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.blocks,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: grid.threads[0],
+            blockDimY: grid.threads[1],
+            blockDimZ: grid.threads[2],
+            sharedMemBytes: grid.shared_bytes,
+            hStream: stream.raw(),
+            attrs: &mut attribute,
+            numAttrs: 1,
+        };
+        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        // SAFETY: the driver copies the block and the attribute before it returns, and takes a kernel where it takes a function.
+        let launched = unsafe {
+            sys::cuLaunchKernelEx(&config, kernel.handle.cast(), arguments.as_mut_ptr(), std::ptr::null_mut())
+        };
+        check("cuLaunchKernelEx", launched)
     }
 }
 

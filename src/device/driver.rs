@@ -160,6 +160,23 @@ fn check_capability(ordinal: i32, found: (i32, i32)) -> Result<(), DeviceError> 
     }
 }
 
+/// The multiprocessors of a GPU.
+pub(super) fn multiprocessors(device: sys::CUdevice) -> Result<u32, DeviceError> {
+    let count = attribute(device, sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    Ok(count.unsigned_abs())
+}
+
+/// Whether a kernel's code may wait within a launch for the kernel before it: code compiled for GPUs older than Hopper lacks
+/// the instruction, on a newer GPU too.
+pub(super) fn can_wait(kernel: sys::CUkernel, device: sys::CUdevice) -> Result<bool, DeviceError> {
+    let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+    let mut version = 0;
+    // SAFETY: the kernel and the device are ones that the driver gave; the call writes one integer.
+    let read = unsafe { sys::cuKernelGetAttribute(&mut version, which, kernel, device) };
+    check("cuKernelGetAttribute", read)?;
+    Ok(version >= 90)
+}
+
 fn attribute(device: sys::CUdevice, which: sys::CUdevice_attribute) -> Result<i32, DeviceError> {
     let mut value = 0;
     // SAFETY: the device is one that the driver gave; the call writes one integer.

@@ -82,6 +82,8 @@ pub const LONGROPE_CHOICE_BY_INDEX: longrope_choice_kind = 3;
 pub type longrope_choice_kind = ::core::ffi::c_uint;
 pub const LONGROPE_DEVICE_BAD_CHOICE: longrope_device_status = 1;
 pub const LONGROPE_DEVICE_BAD_SEQUENCE: longrope_device_status = 2;
+pub const LONGROPE_DEVICE_BAD_LENGTH: longrope_device_status = 4;
+pub const LONGROPE_DEVICE_BAD_PAGE: longrope_device_status = 8;
 pub type longrope_device_status = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -431,6 +433,181 @@ const _: () = {
         [::core::mem::offset_of!(longrope_merge_params, head_dim) - 188usize];
 };
 impl Default for longrope_merge_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_cache {
+    pub k: *mut ::core::ffi::c_void,
+    pub v: *mut ::core::ffi::c_void,
+    pub k_stride: [i64; 4usize],
+    pub v_stride: [i64; 4usize],
+    pub page_table: *const i32,
+    pub table_stride: i64,
+    pub pages: i64,
+    pub page_size: i64,
+    pub capacity: i64,
+    pub lengths: *const ::core::ffi::c_void,
+    pub lengths_are_wide: i32,
+    pub sequences: i32,
+    pub key_heads: i32,
+    pub padding: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_cache"][::core::mem::size_of::<longrope_cache>() - 144usize];
+    ["Alignment of longrope_cache"][::core::mem::align_of::<longrope_cache>() - 8usize];
+    ["Offset of field: longrope_cache::k"][::core::mem::offset_of!(longrope_cache, k) - 0usize];
+    ["Offset of field: longrope_cache::v"][::core::mem::offset_of!(longrope_cache, v) - 8usize];
+    ["Offset of field: longrope_cache::k_stride"]
+        [::core::mem::offset_of!(longrope_cache, k_stride) - 16usize];
+    ["Offset of field: longrope_cache::v_stride"]
+        [::core::mem::offset_of!(longrope_cache, v_stride) - 48usize];
+    ["Offset of field: longrope_cache::page_table"]
+        [::core::mem::offset_of!(longrope_cache, page_table) - 80usize];
+    ["Offset of field: longrope_cache::table_stride"]
+        [::core::mem::offset_of!(longrope_cache, table_stride) - 88usize];
+    ["Offset of field: longrope_cache::pages"][::core::mem::offset_of!(longrope_cache, pages) - 96usize];
+    ["Offset of field: longrope_cache::page_size"]
+        [::core::mem::offset_of!(longrope_cache, page_size) - 104usize];
+    ["Offset of field: longrope_cache::capacity"]
+        [::core::mem::offset_of!(longrope_cache, capacity) - 112usize];
+    ["Offset of field: longrope_cache::lengths"][::core::mem::offset_of!(longrope_cache, lengths) - 120usize];
+    ["Offset of field: longrope_cache::lengths_are_wide"]
+        [::core::mem::offset_of!(longrope_cache, lengths_are_wide) - 128usize];
+    ["Offset of field: longrope_cache::sequences"]
+        [::core::mem::offset_of!(longrope_cache, sequences) - 132usize];
+    ["Offset of field: longrope_cache::key_heads"]
+        [::core::mem::offset_of!(longrope_cache, key_heads) - 136usize];
+    ["Offset of field: longrope_cache::padding"][::core::mem::offset_of!(longrope_cache, padding) - 140usize];
+};
+impl Default for longrope_cache {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_new_tokens {
+    pub starts: *const ::core::ffi::c_void,
+    pub total: i64,
+    pub most: i64,
+    pub starts_are_wide: i32,
+    pub padding: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_new_tokens"][::core::mem::size_of::<longrope_new_tokens>() - 32usize];
+    ["Alignment of longrope_new_tokens"][::core::mem::align_of::<longrope_new_tokens>() - 8usize];
+    ["Offset of field: longrope_new_tokens::starts"]
+        [::core::mem::offset_of!(longrope_new_tokens, starts) - 0usize];
+    ["Offset of field: longrope_new_tokens::total"]
+        [::core::mem::offset_of!(longrope_new_tokens, total) - 8usize];
+    ["Offset of field: longrope_new_tokens::most"]
+        [::core::mem::offset_of!(longrope_new_tokens, most) - 16usize];
+    ["Offset of field: longrope_new_tokens::starts_are_wide"]
+        [::core::mem::offset_of!(longrope_new_tokens, starts_are_wide) - 24usize];
+    ["Offset of field: longrope_new_tokens::padding"]
+        [::core::mem::offset_of!(longrope_new_tokens, padding) - 28usize];
+};
+impl Default for longrope_new_tokens {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_decode_params {
+    pub cache: longrope_cache,
+    pub tokens: longrope_new_tokens,
+    pub q: *const ::core::ffi::c_void,
+    pub out: *mut ::core::ffi::c_void,
+    pub lse: *mut f32,
+    pub q_stride: [i64; 4usize],
+    pub out_stride: [i64; 4usize],
+    pub lse_stride: [i64; 3usize],
+    pub window: i64,
+    pub status: *mut u32,
+    pub parts: *mut f32,
+    pub parts_lse: *mut f32,
+    pub slot_rows: i64,
+    pub blocks: i32,
+    pub splits: i32,
+    pub query_heads: i32,
+    pub group: i32,
+    pub head_dim: i32,
+    pub out_is_f32: i32,
+    pub scale_log2: f32,
+    pub negate: i32,
+    pub merges: i32,
+    pub merges_borders: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_decode_params"][::core::mem::size_of::<longrope_decode_params>() - 368usize];
+    ["Alignment of longrope_decode_params"][::core::mem::align_of::<longrope_decode_params>() - 8usize];
+    ["Offset of field: longrope_decode_params::cache"]
+        [::core::mem::offset_of!(longrope_decode_params, cache) - 0usize];
+    ["Offset of field: longrope_decode_params::tokens"]
+        [::core::mem::offset_of!(longrope_decode_params, tokens) - 144usize];
+    ["Offset of field: longrope_decode_params::q"]
+        [::core::mem::offset_of!(longrope_decode_params, q) - 176usize];
+    ["Offset of field: longrope_decode_params::out"]
+        [::core::mem::offset_of!(longrope_decode_params, out) - 184usize];
+    ["Offset of field: longrope_decode_params::lse"]
+        [::core::mem::offset_of!(longrope_decode_params, lse) - 192usize];
+    ["Offset of field: longrope_decode_params::q_stride"]
+        [::core::mem::offset_of!(longrope_decode_params, q_stride) - 200usize];
+    ["Offset of field: longrope_decode_params::out_stride"]
+        [::core::mem::offset_of!(longrope_decode_params, out_stride) - 232usize];
+    ["Offset of field: longrope_decode_params::lse_stride"]
+        [::core::mem::offset_of!(longrope_decode_params, lse_stride) - 264usize];
+    ["Offset of field: longrope_decode_params::window"]
+        [::core::mem::offset_of!(longrope_decode_params, window) - 288usize];
+    ["Offset of field: longrope_decode_params::status"]
+        [::core::mem::offset_of!(longrope_decode_params, status) - 296usize];
+    ["Offset of field: longrope_decode_params::parts"]
+        [::core::mem::offset_of!(longrope_decode_params, parts) - 304usize];
+    ["Offset of field: longrope_decode_params::parts_lse"]
+        [::core::mem::offset_of!(longrope_decode_params, parts_lse) - 312usize];
+    ["Offset of field: longrope_decode_params::slot_rows"]
+        [::core::mem::offset_of!(longrope_decode_params, slot_rows) - 320usize];
+    ["Offset of field: longrope_decode_params::blocks"]
+        [::core::mem::offset_of!(longrope_decode_params, blocks) - 328usize];
+    ["Offset of field: longrope_decode_params::splits"]
+        [::core::mem::offset_of!(longrope_decode_params, splits) - 332usize];
+    ["Offset of field: longrope_decode_params::query_heads"]
+        [::core::mem::offset_of!(longrope_decode_params, query_heads) - 336usize];
+    ["Offset of field: longrope_decode_params::group"]
+        [::core::mem::offset_of!(longrope_decode_params, group) - 340usize];
+    ["Offset of field: longrope_decode_params::head_dim"]
+        [::core::mem::offset_of!(longrope_decode_params, head_dim) - 344usize];
+    ["Offset of field: longrope_decode_params::out_is_f32"]
+        [::core::mem::offset_of!(longrope_decode_params, out_is_f32) - 348usize];
+    ["Offset of field: longrope_decode_params::scale_log2"]
+        [::core::mem::offset_of!(longrope_decode_params, scale_log2) - 352usize];
+    ["Offset of field: longrope_decode_params::negate"]
+        [::core::mem::offset_of!(longrope_decode_params, negate) - 356usize];
+    ["Offset of field: longrope_decode_params::merges"]
+        [::core::mem::offset_of!(longrope_decode_params, merges) - 360usize];
+    ["Offset of field: longrope_decode_params::merges_borders"]
+        [::core::mem::offset_of!(longrope_decode_params, merges_borders) - 364usize];
+};
+impl Default for longrope_decode_params {
     fn default() -> Self {
         let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
         unsafe {

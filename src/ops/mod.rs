@@ -9,6 +9,8 @@ use crate::device::Family;
 
 mod attention;
 mod attention_kernels;
+mod cache;
+mod decode;
 mod factors;
 mod merge;
 mod rotary;
@@ -18,6 +20,8 @@ mod rotary_table;
 mod workspace;
 
 pub use attention::{Attention, AttentionTensors, BAD_SEQUENCE, Packed, Sequences, Starts};
+pub use cache::{BAD_LENGTH, BAD_PAGE, Cache, DeviceLengths, NewTokens, PackedTokens, PageTable};
+pub use decode::{Decode, DecodeTensors, Split};
 pub use merge::{Merge, Parts};
 pub use rotary::{BAD_CHOICE, DeviceChoices, DevicePositions, Rerotate, Rotary, RotaryTensor};
 pub use rotary_slices::{RerotateOnSlices, RotaryOnSlices, SliceChoices, SlicePositions, SliceRotary};
@@ -29,5 +33,6 @@ pub(crate) fn kernel_families() -> Vec<Family> {
     let mut families = attention::families();
     families.push(rotary_launch::family());
     families.push(merge::family());
+    families.extend(decode::families());
     families
 }

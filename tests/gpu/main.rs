@@ -5,6 +5,7 @@
 
 mod attention;
 mod buffer;
+mod decode;
 #[path = "../cpu/random.rs"]
 mod random;
 mod rotary;
@@ -28,7 +29,8 @@ fn main() {
         Ok(gpu) => (Some(Arc::new(gpu)), String::new()),
         Err(reason) => (None, reason),
     };
-    let families = [("rotary", rotary::tests()), ("attention", attention::tests())];
+    let families =
+        [("rotary", rotary::tests()), ("attention", attention::tests()), ("decode", decode::tests())];
     let tests =
         families.into_iter().flat_map(|(family, tests)| tests.into_iter().map(move |test| (family, test)));
     let trials = tests

@@ -1,6 +1,7 @@
 //! What the operations on a GPU refuse, and by what message. No GPU is asked.
 
 mod attention;
+mod decode;
 mod merge;
 
 use longrope::Error;

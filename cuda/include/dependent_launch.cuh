@@ -1,0 +1,21 @@
+// Launches that begin before the kernel that they depend on has ended (sm_90): they do what does not depend on it, then wait.
+// Compiled for older GPUs both are nothing, and the launch is to be an ordinary one.
+#pragma once
+
+namespace longrope {
+
+// The kernels that depend on this one may be put onto multiprocessors, beside its blocks.
+__device__ __forceinline__ void let_dependents_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits until the kernel that this one depends on has ended, and all it wrote is seen.
+__device__ __forceinline__ void wait_for_dependency() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+}  // namespace longrope
