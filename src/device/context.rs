@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::thread::ScopedJoinHandle;
 
 use cudarc::driver::sys;
 
@@ -86,15 +87,17 @@ impl Context {
         let (device, capability) = driver::device(ordinal)?;
         let multiprocessors = driver::multiprocessors(device)?;
         let mut context = Self { libraries: Vec::new(), kernels: HashMap::new(), multiprocessors };
-        for family in crate::ops::kernel_families() {
-            match family.only_on {
-                None => context.load(device, &family)?,
-                Some(needed) if needed != capability || !with_special => {}
+        let mut families = crate::ops::kernel_families();
+        families.retain(|family| family.only_on.is_none_or(|needed| needed == capability && with_special));
+        let loaded = load_images(&families);
+        // All of them before the first error is returned, so that none stays loaded.
+        context.libraries.extend(loaded.iter().flatten().map(|library| library.0));
+        for (family, library) in families.iter().zip(loaded) {
+            match library {
+                Ok(library) => context.find_kernels(device, family, library)?,
                 // It has no PTX: a driver that is told to compile everything anew (CUDA_FORCE_PTX_JIT) can't use it.
-                Some(_) => match context.load(device, &family) {
-                    Err(DeviceError::Driver { code, .. }) if code == NO_BINARY => context.forget(&family),
-                    loaded => loaded?,
-                },
+                Err(DeviceError::Driver { code, .. }) if code == NO_BINARY && family.only_on.is_some() => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(context)
@@ -110,36 +113,18 @@ impl Context {
         self.multiprocessors
     }
 
-    /// Takes out the kernels of a family that was loaded in part.
-    fn forget(&mut self, family: &Family) {
-        self.kernels.retain(|name, _| !family.kernels.contains(name));
-    }
-
-    /// Loads the image of a family and finds its kernels.
-    fn load(&mut self, device: sys::CUdevice, family: &Family) -> Result<(), DeviceError> {
-        let image = image::image(family.image).ok_or(DeviceError::NoDeviceCode)?;
-        let mut library = std::ptr::null_mut();
-        let none = std::ptr::null_mut;
-        // SAFETY: the image is a fat binary that nvcc made, and lives as long as the program.
-        let loaded = unsafe {
-            sys::cuLibraryLoadData(
-                &mut library,
-                image.as_ptr().cast(),
-                none(),
-                none().cast(),
-                0,
-                none().cast(),
-                none().cast(),
-                0,
-            )
-        };
-        check("cuLibraryLoadData", loaded)?;
-        self.libraries.push(library);
+    /// Finds the kernels of a family in its image.
+    fn find_kernels(
+        &mut self,
+        device: sys::CUdevice,
+        family: &Family,
+        Library(library): Library,
+    ) -> Result<(), DeviceError> {
         let has_current = driver::has_current_context()?;
         for &name in &family.kernels {
             let c_name = CString::new(name).map_err(|_| DeviceError::NoDeviceCode)?;
             let mut kernel = std::ptr::null_mut();
-            // SAFETY: the library was just loaded; the name ends in a zero.
+            // SAFETY: the library is loaded; the name ends in a zero.
             let found = unsafe { sys::cuLibraryGetKernel(&mut kernel, library, c_name.as_ptr()) };
             check("cuLibraryGetKernel", found)?;
             if family.shared_bytes > FREE_SHARED_BYTES {
@@ -235,6 +220,50 @@ impl Context {
         };
         check("cuLaunchKernelEx", launched)
     }
+}
+
+/// An image that was loaded.
+#[derive(Debug, Clone, Copy)]
+struct Library(sys::CUlibrary);
+
+// SAFETY: a handle that belongs to no thread or context.
+unsafe impl Send for Library {}
+
+/// Loads the image of each family, side by side: where the driver has to compile PTX, one takes seconds.
+fn load_images(families: &[Family]) -> Vec<Result<Library, DeviceError>> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = families
+            .iter()
+            .map(|family| std::thread::Builder::new().spawn_scoped(scope, || load_image(family)))
+            .collect();
+        let result = |(family, thread): (&Family, std::io::Result<ScopedJoinHandle<'_, _>>)| match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            // There is no thread to be had.
+            Err(_) => load_image(family),
+        };
+        families.iter().zip(threads).map(result).collect()
+    })
+}
+
+fn load_image(family: &Family) -> Result<Library, DeviceError> {
+    let image = image::image(family.image).ok_or(DeviceError::NoDeviceCode)?;
+    let mut library = std::ptr::null_mut();
+    let none = std::ptr::null_mut;
+    // SAFETY: the image is a fat binary that nvcc made, and lives as long as the program.
+    let loaded = unsafe {
+        sys::cuLibraryLoadData(
+            &mut library,
+            image.as_ptr().cast(),
+            none(),
+            none().cast(),
+            0,
+            none().cast(),
+            none().cast(),
+            0,
+        )
+    };
+    check("cuLibraryLoadData", loaded)?;
+    Ok(Library(library))
 }
 
 impl Drop for Context {

@@ -38,8 +38,8 @@ int cuGetErrorName(int error, const char **name) {
     return *name ? 0 : 1;
 }
 
-/* The images that are loaded. */
-static int images;
+/* The images that are loaded, by several threads at a time. */
+static _Atomic int images;
 
 int cuLibraryLoadData(void **library, const void *image, void *a, void *b, unsigned c, void *d, void *e, unsigned f) {
     (void)a, (void)b, (void)c, (void)d, (void)e, (void)f;

@@ -4,7 +4,7 @@ mod contract;
 mod forward;
 mod long;
 mod merge;
-mod oracle;
+pub mod oracle;
 mod packed;
 mod partition;
 mod reach;

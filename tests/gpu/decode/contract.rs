@@ -8,9 +8,9 @@ use longrope::ops::{
 };
 use longrope::reference;
 
+use crate::attention::oracle::{self, ONE_CALL, decode, exact, random_bits};
 use crate::buffer::{Buffer, Gpu};
 use crate::decode::model::{Form, Found, Problem, Sequence, bytes, launch, scratch, tensors};
-use crate::decode::oracle::{self, ONE_CALL, decode, exact, random_bits};
 use crate::random::Order;
 
 pub const TESTS: &[crate::Test] = &[

@@ -3,10 +3,6 @@
 mod contract;
 mod forward;
 mod model;
-// The bound is that of the family attention. What launches an attention there has no use here.
-#[allow(dead_code, clippy::duplicate_mod)]
-#[path = "../attention/oracle.rs"]
-mod oracle;
 
 /// Every test of the family.
 pub fn tests() -> Vec<crate::Test> {

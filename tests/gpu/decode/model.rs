@@ -7,8 +7,8 @@ use longrope::ops::{
 };
 use longrope::reference;
 
+use crate::attention::oracle::{self, Exact, ONE_CALL, decode, exact, random_bits};
 use crate::buffer::{Buffer, Gpu};
-use crate::decode::oracle::{self, Exact, ONE_CALL, decode, exact, random_bits};
 use crate::random::{Order, values};
 
 /// A sequence of a cache. Its elements follow from the seed, whatever it is among.
