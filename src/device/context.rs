@@ -93,11 +93,13 @@ impl Context {
         // All of them before the first error is returned, so that none stays loaded.
         context.libraries.extend(loaded.iter().flatten().map(|library| library.0));
         for (family, library) in families.iter().zip(loaded) {
-            match library {
-                Ok(library) => context.find_kernels(device, family, library)?,
-                // It has no PTX: a driver that is told to compile everything anew (CUDA_FORCE_PTX_JIT) can't use it.
-                Err(DeviceError::Driver { code, .. }) if code == NO_BINARY && family.only_on.is_some() => {}
-                Err(error) => return Err(error),
+            match library.and_then(|library| context.find_kernels(device, family, library)) {
+                // It has no PTX: a driver that is told to compile everything anew (CUDA_FORCE_PTX_JIT) can't use it, and
+                // says so when the image is loaded or when its kernels are.
+                Err(DeviceError::Driver { code, .. }) if code == NO_BINARY && family.only_on.is_some() => {
+                    context.forget(family);
+                }
+                found => found?,
             }
         }
         Ok(context)
@@ -111,6 +113,11 @@ impl Context {
     /// The multiprocessors of the device.
     pub(crate) fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    /// Takes out the kernels of a family of which only some were found.
+    fn forget(&mut self, family: &Family) {
+        self.kernels.retain(|name, _| !family.kernels.contains(name));
     }
 
     /// Finds the kernels of a family in its image.
