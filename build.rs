@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 /// The families of kernels: `cuda/NAME.cu` each.
-const FAMILIES: [&str; 13] = [
+const FAMILIES: [&str; 23] = [
     "rotary",
+    "cache",
     "attention_sm80_d64",
     "attention_sm80_d96",
     "attention_sm80_d128",
@@ -27,7 +28,16 @@ const FAMILIES: [&str; 13] = [
     "decode_d96",
     "decode_d128",
     "decode_d256",
+    "decode_rotating_d64",
+    "decode_rotating_d96",
+    "decode_rotating_d128",
+    "decode_rotating_d256",
     "decode_merge",
+    "attention_cached_d64",
+    "attention_cached_d96",
+    "attention_cached_d128",
+    "attention_cached_d256",
+    "cached_merge",
 ];
 
 fn main() {

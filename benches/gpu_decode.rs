@@ -5,16 +5,19 @@
 
 mod gpu;
 
-use cudarc::driver::sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-use cudarc::driver::{CudaFunction, CudaSlice, LaunchConfig, PushKernelArg};
-use cudarc::nvrtc::compile_ptx;
-use longrope::descriptor::Layout;
+use cudarc::driver::CudaSlice;
+use longrope::descriptor::{Layout, Pairing};
 use longrope::device::{DeviceTensor, Dtype};
-use longrope::ops::{Cache, Decode, DecodeTensors, DeviceLengths, PageTable, Workspace};
+use longrope::ops::{
+    Append, AppendTensors, Cache, CacheChoices, CacheRotary, CachedKeys, Decode, DecodeTensors,
+    DeviceLengths, NewTokens, PageTable, RotaryTensor, Workspace,
+};
+use longrope::scaling::{FactorSet, FactorSets};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use gpu::read::Reader;
 use gpu::{Gpu, Measurements, Peer, Unit};
 
 const DTYPE: Dtype = Dtype::Bf16;
@@ -25,29 +28,6 @@ const POOL_BYTES: usize = BASE.token_bytes() * 2 * MILLION;
 const BLOCK_BYTES: usize = 64 << 20;
 /// More than any case's workspace.
 const SCRATCH_BYTES: usize = 64 << 20;
-
-/// Loads that a thread has under way, and sums, lest they be taken out; a store that hardly ever comes uses the sum.
-const READ: &str = r#"
-extern "C" __global__ void __launch_bounds__(256) read(const uint4 *data, unsigned long long count, unsigned *sink) {
-    const unsigned long long step = (unsigned long long)gridDim.x * blockDim.x;
-    unsigned sum = 0;
-    for (unsigned long long first = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x; first < count;
-         first += 8 * step) {
-        uint4 loaded[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const unsigned long long at = first + i * step;
-            loaded[i] = at < count ? data[at] : make_uint4(0, 0, 0, 0);
-        }
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sum += loaded[i].x + loaded[i].y + loaded[i].z + loaded[i].w;
-    }
-    if (sum == 0x9e3779b9u) *sink = sum;
-}
-"#;
-const READ_THREADS: u32 = 256;
-/// Blocks a multiprocessor, some of them after others: those that come by faster memory then read more.
-const READ_BLOCKS_EACH: u32 = 32;
 
 /// One new token of each sequence.
 #[derive(Clone, Copy)]
@@ -80,6 +60,11 @@ const PAGED: [Case; 2] = [
     Case { op: "paged_16", page_size: Some(16), ..BASE },
     Case { op: "paged_64", page_size: Some(64), ..BASE },
 ];
+const ROTATING: [Case; 3] = [
+    Case { op: "rotate_on_read", length: MILLION / 8, ..BASE },
+    Case { op: "rotate_on_read", ..BASE },
+    Case { op: "rotate_on_read", length: 2 * MILLION, ..BASE },
+];
 const MIXED: Case = Case { op: "mixed_lengths", page_size: Some(64), ..BASE };
 const COLD: [Case; 4] = [
     Case { op: "cold", length: 4096, nodes: 40, goal: Some(10.0), ..BASE },
@@ -94,10 +79,24 @@ fn main() {
         bench.read_alone(measurements);
         CONTIGUOUS.iter().for_each(|case| bench.beside_read(measurements, case, &[case.length]));
         PAGED.iter().for_each(|case| bench.beside_contiguous(measurements, case));
+        ROTATING.iter().for_each(|case| bench.beside_contiguous(measurements, case));
         bench.beside_read(measurements, &MIXED, &mixed_lengths());
         COLD.iter().for_each(|case| bench.cold(measurements, case));
+        bench.append(measurements);
         bench.check();
     });
+}
+
+/// LongRoPE's kind of factors for a head dimension of 128: short and long ones, and first tokens without.
+fn factor_sets() -> FactorSets {
+    let set = |largest: f64| {
+        let frequency = |i: i32| {
+            let at = f64::from(i) / 64.0;
+            1e4f64.powf(-at) / largest.powf(at)
+        };
+        FactorSet::exact(&(0..64).map(frequency).collect::<Vec<f64>>(), 1.19).expect("frequencies in range")
+    };
+    FactorSets::new(set(1.0), set(1.5), set(32.0), 4096, 64).expect("sets of one size")
 }
 
 /// One of a million tokens, and 63 of 1024 to 16,384.
@@ -132,20 +131,19 @@ impl Case {
 /// What all cases use.
 struct Bench<'a> {
     gpu: &'a Gpu,
-    /// The caches, and a word for the reading kernel. Their addresses: asking for one puts an event on the stream.
-    _memory: (CudaSlice<u8>, CudaSlice<u32>),
+    /// The caches. Their address: asking for one puts an event on the stream.
+    _memory: CudaSlice<u8>,
     pool: u64,
-    sink: u64,
     scratch: CudaSlice<u8>,
     /// The status word of all launches.
     status: CudaSlice<u32>,
-    read: CudaFunction,
-    read_blocks: u32,
+    reader: Reader,
+    sets: FactorSets,
 }
 
 /// A launch, and the memory that is its own.
-struct Launch {
-    decode: Decode,
+struct Launch<'a> {
+    decode: Decode<'a>,
     tensors: DecodeTensors,
     workspace: Workspace,
     _rows: [CudaSlice<u8>; 2],
@@ -161,24 +159,19 @@ impl<'a> Bench<'a> {
             let part = &mut pool.slice_mut(start..end);
             gpu.stream.memcpy_dtod(&block.slice(..end - start), part).expect("a copy");
         }
-        let module = gpu.cuda.load_module(compile_ptx(READ).expect("a kernel")).expect("a module");
-        let multiprocessors = gpu.cuda.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).expect("a count");
-        let word = || gpu.stream.alloc_zeros(1).expect("device memory");
-        let sink = word();
         Self {
             gpu,
             pool: gpu.address(&pool),
-            sink: gpu.address(&sink),
-            _memory: (pool, sink),
+            _memory: pool,
             scratch: gpu.zeros(SCRATCH_BYTES),
-            status: word(),
-            read: module.load_function("read").expect("a kernel"),
-            read_blocks: multiprocessors as u32 * READ_BLOCKS_EACH,
+            status: gpu.stream.alloc_zeros(1).expect("device memory"),
+            reader: Reader::new(gpu),
+            sets: factor_sets(),
         }
     }
 
     /// A launch on the cache that begins at this byte of the pool.
-    fn launch(&self, case: &Case, lengths: &[usize], start: usize) -> Launch {
+    fn launch(&self, case: &Case, lengths: &[usize], start: usize) -> Launch<'_> {
         let gpu = self.gpu;
         let ([query_heads, key_heads], dim) = (case.heads, case.head_dim);
         let sequences = lengths.len();
@@ -217,6 +210,7 @@ impl<'a> Bench<'a> {
             lengths: DeviceLengths::I32(gpu.address(&ends)),
         });
         decode.status = Some(gpu.address(&self.status));
+        decode.rotary = (case.op == "rotate_on_read").then(|| self.rotary());
         let elements = sequences * query_heads * dim;
         let rows = [gpu.random(DTYPE, elements), gpu.zeros(elements * DTYPE.size())];
         let layout = Layout::bshd(sequences, 1, query_heads, dim);
@@ -226,15 +220,13 @@ impl<'a> Bench<'a> {
         Launch { decode, tensors, workspace, _rows: rows, _numbers: [table, ends] }
     }
 
+    fn rotary(&self) -> CacheRotary<'_> {
+        CacheRotary { sets: &self.sets, pairing: Pairing::HalfSplit, choices: CacheChoices::ByLength }
+    }
+
     /// Reads the pool's first bytes.
     fn read(&self, bytes: usize) {
-        let count = (bytes / 16) as u64;
-        let (grid_dim, block_dim) = ((self.read_blocks, 1, 1), (READ_THREADS, 1, 1));
-        let mut launch = self.gpu.stream.launch_builder(&self.read);
-        launch.arg(&self.pool).arg(&count).arg(&self.sink);
-        // SAFETY: the arguments are those of the kernel, and the pool has so many bytes.
-        unsafe { launch.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 }) }
-            .expect("a launch");
+        self.reader.read(self.gpu, self.pool, bytes);
     }
 
     /// What the device can read.
@@ -254,16 +246,16 @@ impl<'a> Bench<'a> {
 
     fn beside_contiguous(&self, measurements: &mut Measurements<'_>, case: &Case) {
         let bytes = case.length * case.token_bytes();
-        let [paged, contiguous] =
-            [*case, Case { page_size: None, ..*case }].map(|case| self.launch(&case, &[case.length], 0));
+        let [launch, contiguous] =
+            [*case, Case { length: case.length, ..BASE }].map(|case| self.launch(&case, &[case.length], 0));
         let what = case.what(&[case.length], Unit::Bytes(bytes as f64));
         let peer = &mut || contiguous.run(self.gpu);
-        measurements.measure(&what, || paged.run(self.gpu), Peer::Work("contiguous", peer));
+        measurements.measure(&what, || launch.run(self.gpu), Peer::Work("contiguous", peer));
     }
 
     fn cold(&self, measurements: &mut Measurements<'_>, case: &Case) {
         let each = case.length * case.token_bytes();
-        let launches: Vec<Launch> =
+        let launches: Vec<Launch<'_>> =
             (0..case.nodes).map(|i| self.launch(case, &[case.length], i * each)).collect();
         let graph = self.gpu.capture(|| launches.iter().for_each(|launch| launch.run(self.gpu)));
         let bytes = case.nodes * each;
@@ -276,6 +268,42 @@ impl<'a> Bench<'a> {
         measurements.measure(&what, || graph.launch().expect("a launch"), peer);
     }
 
+    /// New tokens of one sequence, into pages that lie anywhere.
+    fn append(&self, measurements: &mut Measurements<'_>) {
+        const TOKENS: usize = 8192;
+        let case = Case { op: "append", length: MILLION / 8, page_size: Some(64), ..BASE };
+        let ([q, k], dim) = (case.heads, case.head_dim);
+        let cached = self.launch(&case, &[case.length], 0);
+        let new = |heads| self.gpu.random(DTYPE, TOKENS * heads * dim);
+        let memory = [new(q), new(q), new(k), new(k)];
+        let [from, to, keys, values] = [0, 1, 2, 3].map(|i| DeviceTensor {
+            address: self.gpu.address(&memory[i]),
+            dtype: DTYPE,
+            layout: Layout::bshd(1, TOKENS, if i < 2 { q } else { k }, dim),
+        });
+        let tensors = AppendTensors { q: Some(RotaryTensor { input: from, output: to }), k: keys, v: values };
+        let append = Append {
+            cache: cached.decode.cache,
+            tokens: NewTokens::Dense,
+            rotary: self.rotary(),
+            keys: CachedKeys::Rotated,
+            status: cached.decode.status,
+        };
+        let ours = || {
+            // SAFETY: the buffers are as large as the layouts say, and outlive the timing.
+            unsafe { append.run(&self.gpu.kernels, &tensors, self.gpu.raw_stream()) }.expect("a launch");
+        };
+        let bytes = TOKENS * (q + 2 * k) * dim * DTYPE.size();
+        let (input, mut output) = (self.gpu.random(DTYPE, bytes / DTYPE.size()), self.gpu.zeros(bytes));
+        let mut copy = || self.gpu.stream.memcpy_dtod(&input, &mut output).expect("a copy");
+        let what = gpu::Case {
+            op: case.op.to_owned(),
+            shape: format!("b1 s{TOKENS} h{q}/{k} d{dim} {DTYPE:?}"),
+            unit: Unit::Bytes(2.0 * bytes as f64),
+        };
+        measurements.measure(&what, ours, Peer::Work("device copy", &mut copy));
+    }
+
     /// That no launch was refused on the device, which would have been fast.
     fn check(&self) {
         let status = self.gpu.stream.clone_dtoh(&self.status).expect("a copy");
@@ -283,7 +311,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-impl Launch {
+impl Launch<'_> {
     fn run(&self, gpu: &Gpu) {
         // SAFETY: the buffers are as large as the layouts say, and outlive the timing.
         unsafe { self.decode.run(&gpu.kernels, &self.tensors, self.workspace, gpu.raw_stream()) }

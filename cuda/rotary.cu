@@ -7,15 +7,15 @@
 #define LONGROPE_ROTARY(name, T, N, interleaved)                                                                    \
     extern "C" __global__ void __launch_bounds__(192, 5)                                                            \
         longrope_rotary_##name(const __grid_constant__ longrope_rotary_params p) {                                  \
-        longrope::rotate_tokens<T, N, interleaved>(p, longrope::PlainAngles<longrope::Angle<T>::Real>{p});          \
+        longrope::rotate_tensors<T, N, interleaved>(p, longrope::PlainAngles<longrope::Angle<T>::Real>{p});          \
     }                                                                                                               \
     extern "C" __global__ void __launch_bounds__(192, 5)                                                            \
         longrope_rerotate_##name(const __grid_constant__ longrope_rerotate_params p) {                              \
-        longrope::rotate_tokens<T, N, interleaved>(p.rotary, longrope::AnglesBetween<longrope::Angle<T>::Real>{p}); \
+        longrope::rotate_tensors<T, N, interleaved>(p.rotary, longrope::AnglesBetween<longrope::Angle<T>::Real>{p}); \
     }                                                                                                               \
     extern "C" __global__ void __launch_bounds__(192, 5)                                                            \
         longrope_rotary_table_##name(const __grid_constant__ longrope_rotary_table_params p) {                      \
-        longrope::rotate_tokens<T, N, interleaved>(p.rotary, longrope::AnglesOfTable<longrope::Angle<T>::Real>{p}); \
+        longrope::rotate_tensors<T, N, interleaved>(p.rotary, longrope::AnglesOfTable<longrope::Angle<T>::Real>{p}); \
     }
 
 #define LONGROPE_ROTARY_FEW(name, T, interleaved)                                  \

@@ -1,6 +1,8 @@
 //! What the GPU benches share: the GPU, and how ours and a peer are timed on it.
 
 mod measure;
+#[allow(dead_code, reason = "not every family is compared with reading")]
+pub mod read;
 
 use std::sync::Arc;
 

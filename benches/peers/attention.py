@@ -126,7 +126,7 @@ def torch_peer(backend, q, k, v, causal):
 
     def work():
         with torch.no_grad(), sdpa_kernel(backend):
-            F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
 
     return work
 

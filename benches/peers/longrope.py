@@ -73,6 +73,60 @@ class AttentionTensors(c.Structure):
     _fields_ = [("q", Tensor), ("k", Tensor), ("v", Tensor), ("out", Tensor), ("lse", Tensor)]
 
 
+class KvCache(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_uint32),
+        ("page_kind", c.c_int32),
+        ("length_bits", c.c_int32),
+        ("flags", c.c_uint32),
+        ("k", Tensor),
+        ("v", Tensor),
+        ("lengths", c.c_void_p),
+        ("page_table", c.c_void_p),
+        ("sequences", c.c_int64),
+        ("table_width", c.c_int64),
+        ("table_stride", c.c_int64),
+    ]
+
+
+class NewTokens(c.Structure):
+    _fields_ = [
+        ("sequence_kind", c.c_int32),
+        ("index_bits", c.c_int32),
+        ("starts", c.c_void_p),
+        ("most", c.c_int64),
+    ]
+
+
+class CacheRotaryDesc(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_uint32),
+        ("pairing", c.c_int32),
+        ("choice_kind", c.c_int32),
+        ("flags", c.c_uint32),
+        ("sets", c.c_void_p),
+        ("choice_length", c.c_int64),
+        ("choices", c.c_void_p),
+    ]
+
+
+class DecodeDesc(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_uint32),
+        ("splits", c.c_int32),
+        ("scale", c.c_float),
+        ("flags", c.c_uint32),
+        ("window", c.c_int64),
+        ("tokens", NewTokens),
+        ("rotary", c.POINTER(CacheRotaryDesc)),
+        ("status", c.c_void_p),
+    ]
+
+
+class DecodeTensors(c.Structure):
+    _fields_ = [("q", Tensor), ("out", Tensor), ("lse", Tensor)]
+
+
 class Longrope:
     """The library at a path, with a context on device 0, whose CUDA context must be current."""
 
@@ -123,7 +177,7 @@ class Longrope:
         if not hasattr(self.library, "longrope_attention_run"):
             raise NotImplementedError("this library has no longrope_attention_run")
         desc = AttentionDesc(struct_size=c.sizeof(AttentionDesc), causal=int(causal), scale=scale)
-        tensors = AttentionTensors(*map(view, (q, k, v, out)), Tensor() if lse is None else view(lse[..., None]))
+        tensors = AttentionTensors(*map(view, (q, k, v, out)), view_of_lse(lse))
         size = c.c_size_t()
         asked = self.library.longrope_attention_workspace_size(c.byref(desc), c.byref(tensors), c.byref(size))
         self.check(asked)
@@ -141,6 +195,34 @@ class Longrope:
         run.keeps = (q, k, v, out, lse, workspace)
         return run
 
+    def decode(self, q, k, v, out, lse=None, rotary=None):
+        """A function for attention of the last tokens of sequences over contiguous caches, on the current stream.
+
+        Tensors are [sequences, tokens, heads, head_dim]; k and v are full. `lse` is as for attention. `rotary`: the factor
+        sets by which keys are rotated while they are read; without, they are rotated already. Queries are in both cases.
+        """
+        if not hasattr(self.library, "longrope_decode_run"):
+            raise NotImplementedError("this library has no longrope_decode_run")
+        lengths = torch.full(k.shape[:1], k.shape[1], dtype=torch.int32, device=k.device)
+        cache = KvCache(struct_size=c.sizeof(KvCache), k=view(k), v=view(v), lengths=lengths.data_ptr())
+        desc = DecodeDesc(struct_size=c.sizeof(DecodeDesc))
+        if rotary is not None:
+            # All zero: pairs are half-split, and all sequences are short.
+            desc.rotary = c.pointer(CacheRotaryDesc(struct_size=c.sizeof(CacheRotaryDesc), sets=rotary))
+        tensors = DecodeTensors(view(q), view(out), view_of_lse(lse))
+        arguments = (c.byref(desc), c.byref(cache), c.byref(tensors))
+        size = c.c_size_t()
+        self.check(self.library.longrope_decode_workspace_size(*arguments, c.byref(size)))
+        workspace = torch.empty(size.value, dtype=torch.uint8, device=q.device)
+        scratch = c.c_void_p(workspace.data_ptr() if size.value else None)
+        stream = current_stream()
+
+        def run():
+            self.check(self.library.longrope_decode_run(self.context, *arguments, scratch, size, stream))
+
+        run.keeps = (q, k, v, out, lse, lengths, workspace)
+        return run
+
 
 def current_stream():
     return c.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -148,3 +230,8 @@ def current_stream():
 
 def view(x):
     return Tensor(x.data_ptr(), DTYPES[x.dtype], (c.c_int64 * 4)(*x.shape), (c.c_int64 * 4)(*x.stride()))
+
+
+def view_of_lse(lse):
+    """Of [batch, length, heads], or of none."""
+    return Tensor() if lse is None else view(lse[..., None])

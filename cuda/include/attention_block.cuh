@@ -30,17 +30,21 @@ struct AttentionBlock {
         }
     }
 
-    __device__ __forceinline__ AttentionBlock(const longrope_attention_params &p, int rows) {
+    // Block `index`: its head and its queries; returns its sequence.
+    __device__ __forceinline__ int64_t place(const longrope_attention_params &p, int rows, uint32_t index) {
         const uint32_t tiles = static_cast<uint32_t>(p.tiles);
-        uint32_t index = blockIdx.x;
         const uint32_t in_section = index % p.section_heads;
         index /= p.section_heads;
         const uint32_t tile = tiles - 1 - index % tiles;
         index /= tiles;
         head = static_cast<int>(index % p.sections * p.section_heads + in_section);
-        const int64_t sequence = index / p.sections;
-        batch = sequence;
         first_query = static_cast<int64_t>(tile) * rows;
+        return index / p.sections;
+    }
+
+    __device__ __forceinline__ AttentionBlock(const longrope_attention_params &p, int rows) {
+        const int64_t sequence = place(p, rows, blockIdx.x);
+        batch = sequence;
         query_start = key_start = 0;
         query_length = p.query_length;
         key_length = p.key_length;

@@ -42,4 +42,23 @@ struct CachedSequence {
     __device__ __forceinline__ int64_t first_position() const { return length - fresh; }
 };
 
+// The log-sum-exp that marks a partial result of a sequence with a bad entry: a NaN that no arithmetic makes.
+constexpr uint32_t kBadPart = 0x7fc0badau;
+
+// The sequence that a row of packed new tokens belongs to, or -1. Found by halving, as starts rise in any batch that is not bad.
+__device__ __forceinline__ int64_t sequence_of_row(const longrope_new_tokens &tokens, int64_t sequences, int64_t row) {
+    const auto start = [&](int64_t sequence) { return number_at(tokens.starts, tokens.starts_are_wide, sequence); };
+    int64_t first = 0, end = sequences;  // the sequence is among these
+    if (row < start(0) || row >= start(end)) return -1;
+    while (end - first > 1) {
+        const int64_t middle = (first + end) / 2;
+        if (start(middle) <= row) {
+            first = middle;
+        } else {
+            end = middle;
+        }
+    }
+    return start(first) <= row && row < start(first + 1) ? first : -1;
+}
+
 }  // namespace longrope

@@ -14,12 +14,14 @@
 // Sums do not drift: P V of 16 keys is summed on the tensor cores from zero, and added to O by an FMA that rounds.
 //
 // Shared memory, in bytes, with D the head dimension padded to 64, 96, 128 or 256 (kDim): 96 KiB
-//   ring     kWarps * kStages * (16 + 16) * D * 2     [warp][stage][K, V][key][dim], swizzled (tile.cuh)
+//   ring     kWarps * kStages * (16 + 16) * D * 2     [warp][stage][K, V][key][dim], swizzled (tile.cuh); keys that are to be
+//                                                     rotated are so in place (key_rotation.cuh)
 // and in its place where an item ends
 //   output   kWarps * kRows * (D + 4) * 4             [warp][row][dim]
 #pragma once
 
 #include "decode_output.cuh"
+#include "key_rotation.cuh"
 #include "dependent_launch.cuh"
 #include "mma.cuh"
 #include "softmax.cuh"
@@ -40,6 +42,8 @@ struct DecodeShape {
     static constexpr int kSharedBytes = 96 * 1024;
     static constexpr int kStages = kSharedBytes / (kWarps * 2 * kHalfBytes);
     static constexpr int kOutputStride = kDim + 4;       // rows two apart lie eight banks apart
+    // Where registers suffice to hold angles from one step to the next (key_rotation.cuh).
+    static constexpr int kRotationStep = kDim == 256 || kRows == 32 ? 0 : kTileKeys;
     static_assert(kRows % 8 == 0 && kStages >= 3);
     static_assert(kWarps * kRows * kOutputStride * 4 <= kSharedBytes);
 };
@@ -90,7 +94,7 @@ struct DecodeLoads {
     int64_t sequence, length, first_key;
     int head, head_dim, steps, lane;
     int ids, next_ids;  // pages of 32 steps, and of the 32 after them; lane l has that of step l
-    bool is_bad;
+    uint32_t bad;       // bits of longrope_device_status
 
     __device__ __forceinline__ int fetch(int step) const {
         step += lane;
@@ -100,7 +104,7 @@ struct DecodeLoads {
     }
 
     __device__ __forceinline__ void start() {
-        is_bad = false;
+        bad = 0;
         ids = fetch(0);
         next_ids = fetch(32);
     }
@@ -120,7 +124,7 @@ struct DecodeLoads {
             }
             int rows = static_cast<int>(min(length - key, int64_t{16}));
             if (page < 0 || page >= cache.pages) {
-                is_bad = true;
+                bad = LONGROPE_DEVICE_BAD_PAGE;
                 rows = 0;
             }
             const T *const k = static_cast<const T *>(cache.k) + page * cache.k_stride[0] + row * cache.k_stride[1] +
@@ -248,14 +252,14 @@ struct DecodeWarp {
 // Joins the results of the warps, and writes them.
 template <class T, class Shape>
 __device__ __forceinline__ void finish_segment(const longrope_decode_params &p, const DecodeSegment &segment,
-                                               const DecodeWarp<T, Shape> &warp, float *shared, bool is_bad) {
+                                               const DecodeWarp<T, Shape> &warp, float *shared, uint32_t bad) {
     __shared__ float maxima[Shape::kWarps][Shape::kRows], sums[Shape::kWarps][Shape::kRows];
     const int thread = threadIdx.x, lane = thread % 32, number = thread / 32;
     const DecodeItem &item = segment.item;
     float *const mine = shared + number * Shape::kRows * Shape::kOutputStride;
+    if (bad && p.status) atomicOr(p.status, bad);
     // All warps are done with their rings.
-    if (__syncthreads_or(is_bad)) {
-        if (thread == 0 && p.status) atomicOr(p.status, LONGROPE_DEVICE_BAD_PAGE);
+    if (__syncthreads_or(bad != 0)) {
         if (segment.slot >= 0 && thread < item.rows) {
             p.parts_lse[segment.slot * p.slot_rows + thread] = __uint_as_float(kBadPart);
         }
@@ -318,9 +322,9 @@ __device__ __forceinline__ void finish_segment(const longrope_decode_params &p, 
 }
 
 // Attends to the keys of a segment.
-template <class T, class Shape>
-__device__ __forceinline__ void attend_segment(const longrope_decode_params &p, const DecodeSegment &segment, int64_t sequence,
-                                               char *shared) {
+template <class T, class Shape, class Rotation>
+__device__ __forceinline__ void attend_segment(const longrope_decode_params &p, const typename Rotation::Params &rotary,
+                                               const DecodeSegment &segment, int64_t sequence, char *shared) {
     const int thread = threadIdx.x, lane = thread % 32, number = thread / 32;
     const DecodeItem &item = segment.item;
     const int64_t length = item.sequence.length;
@@ -333,11 +337,14 @@ __device__ __forceinline__ void attend_segment(const longrope_decode_params &p, 
         --steps;
     }
     if (steps > 0 && key + (steps - 1) * Shape::kTileKeys >= length) --steps;
+    Rotation rotation(rotary, length, sequence, lane);
+    if (rotation.is_bad()) steps = 0;
 
     char *const ring = shared + number * Shape::kStages * 2 * Shape::kHalfBytes;
     DecodeLoads<T, Shape> loads = {p.cache, ring, sequence, length, key, item.head, p.head_dim, static_cast<int>(steps), lane,
-                                   0,       0,    false};
+                                   0,       0,    0};
     loads.start();
+    if (rotation.is_bad()) loads.bad = LONGROPE_DEVICE_BAD_CHOICE;
 #pragma unroll
     for (int i = 0; i < Shape::kStages - 1; ++i) loads.begin(i, i);
     DecodeWarp<T, Shape> warp;
@@ -351,17 +358,19 @@ __device__ __forceinline__ void attend_segment(const longrope_decode_params &p, 
         loads.begin(step + Shape::kStages - 1, stage == 0 ? Shape::kStages - 1 : stage - 1);
         const int64_t at = key + static_cast<int64_t>(step) * Shape::kTileKeys;
         const bool masked = at < whole_first || at + 16 > whole_end;
+        rotation.rotate(rotary, ring + stage * 2 * Shape::kHalfBytes, at, lane);
         warp.step(p, item, ring + stage * 2 * Shape::kHalfBytes, at, masked, lane);
         stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
     }
     async_copy_wait<0>();
-    finish_segment<T, Shape>(p, segment, warp, reinterpret_cast<float *>(shared), loads.is_bad);
+    finish_segment<T, Shape>(p, segment, warp, reinterpret_cast<float *>(shared), loads.bad);
     __syncthreads();  // the next segment's loads overwrite what was joined
 }
 
 // The work of a block where each item is split a fixed number of times.
-template <class T, class Shape>
-__device__ __forceinline__ void decode_fixed(const longrope_decode_params &p, char *shared) {
+template <class T, class Shape, class Rotation>
+__device__ __forceinline__ void decode_fixed(const longrope_decode_params &p, const typename Rotation::Params &rotary,
+                                             char *shared) {
     __shared__ DecodeSegment segment;
     __shared__ int64_t sequence;
     if (threadIdx.x == 0) {
@@ -376,12 +385,13 @@ __device__ __forceinline__ void decode_fixed(const longrope_decode_params &p, ch
                                 end - first, p.splits == 1 ? -1 : static_cast<int64_t>(blockIdx.x)};
     }
     __syncthreads();
-    if (segment.item.rows > 0) attend_segment<T, Shape>(p, segment, sequence, shared);
+    if (segment.item.rows > 0) attend_segment<T, Shape, Rotation>(p, rotary, segment, sequence, shared);
 }
 
 // The work of a block where all get as much.
-template <class T, class Shape>
-__device__ __forceinline__ void decode_balanced(const longrope_decode_params &p, char *shared) {
+template <class T, class Shape, class Rotation>
+__device__ __forceinline__ void decode_balanced(const longrope_decode_params &p, const typename Rotation::Params &rotary,
+                                             char *shared) {
     __shared__ DecodeSegment segment;
     __shared__ int64_t shared_sequence, shared_before;
     const WorkPlace place = find_work<Shape::kThreads>(p, blockIdx.x, -1, blockIdx.x == 0);
@@ -414,26 +424,35 @@ __device__ __forceinline__ void decode_balanced(const longrope_decode_params &p,
         }
         __syncthreads();
         tile += segment.tiles;
-        attend_segment<T, Shape>(p, segment, shared_sequence, shared);
+        attend_segment<T, Shape, Rotation>(p, rotary, segment, shared_sequence, shared);
     }
 }
 
-template <class T, class Shape>
-__device__ __forceinline__ void decode(const longrope_decode_params &p) {
+template <class T, class Shape, class Rotation>
+__device__ __forceinline__ void decode(const longrope_decode_params &p, const typename Rotation::Params &rotary) {
     extern __shared__ __align__(128) char shared_bytes[];
     let_dependents_begin();
     if (p.splits > 0) {
-        decode_fixed<T, Shape>(p, shared_bytes);
+        decode_fixed<T, Shape, Rotation>(p, rotary, shared_bytes);
     } else {
-        decode_balanced<T, Shape>(p, shared_bytes);
+        decode_balanced<T, Shape, Rotation>(p, rotary, shared_bytes);
     }
 }
 
 }  // namespace longrope
 
 // The kernels of a padded head dimension: element type x rows of queries.
-#define LONGROPE_DECODE(dim, name, T, rows)                                                                     \
-    extern "C" __global__ void __launch_bounds__(longrope::DecodeShape<dim, rows>::kThreads, 2)                 \
-        longrope_decode_d##dim##_##name##_r##rows(const __grid_constant__ longrope_decode_params p) {           \
-        longrope::decode<T, longrope::DecodeShape<dim, rows>>(p);                                               \
+#define LONGROPE_DECODE(dim, name, T, rows)                                                                              \
+    extern "C" __global__ void __launch_bounds__(longrope::DecodeShape<dim, rows>::kThreads, 2)                          \
+        longrope_decode_d##dim##_##name##_r##rows(const __grid_constant__ longrope_decode_params p) {                    \
+        longrope::decode<T, longrope::DecodeShape<dim, rows>, longrope::KeysAsTheyAre>(p, {});                           \
+    }
+
+// The same over keys that lie in the cache as they were before rotation.
+#define LONGROPE_DECODE_ROTATING(dim, name, T, rows)                                                                     \
+    extern "C" __global__ void __launch_bounds__(longrope::DecodeShape<dim, rows>::kThreads, 2)                          \
+        longrope_decode_rotating_d##dim##_##name##_r##rows(const __grid_constant__ longrope_decode_rotating_params p) {  \
+        using Shape = longrope::DecodeShape<dim, rows>;                                                                  \
+        using Rotation = longrope::KeyRotation<T, dim, Shape::kThreads, Shape::kRotationStep>;                           \
+        longrope::decode<T, Shape, Rotation>(p.decode, p.rotary);                                                        \
     }

@@ -152,7 +152,4 @@ struct DecodeItem {
     }
 };
 
-// The log-sum-exp that marks a part of a sequence with a bad page: a NaN that no arithmetic makes.
-constexpr uint32_t kBadPart = 0x7fc0badau;
-
 }  // namespace longrope

@@ -95,6 +95,17 @@ LONGROPE_HD void pair_cos_sin_parity(PairFactor factor, int64_t position, float 
     *sin_out = static_cast<float>(angle.sin) * gain;
 }
 
+// Cosine and sine by exact angles or in parity mode.
+template <class Real>
+LONGROPE_HD void pair_cos_sin_by_kind(bool parity, PairFactor factor, int64_t position, float *cos,
+                                      float *sin) {
+    if (parity) {
+        pair_cos_sin_parity(factor, position, cos, sin);
+    } else {
+        pair_cos_sin<Real>(factor, position, cos, sin);
+    }
+}
+
 // As above for a re-rotation: out of `from` at `position`, into `to` at `position + shift`. Exact angles only.
 template <class Real>
 LONGROPE_HD void pair_cos_sin_between(PairFactor from, PairFactor to, int64_t position, int64_t shift, float *cos_out,

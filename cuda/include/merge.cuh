@@ -107,21 +107,36 @@ __device__ __forceinline__ void merge_row(const longrope_merge_params &p, int64_
     }
 }
 
-// Rows in order of batch, query, head.
+// A row to merge, in order of batch, query, head.
+struct MergePlace {
+    int64_t batch, query;
+    int head;
+    bool exists;
+
+    static __device__ __forceinline__ MergePlace of(const longrope_merge_params &p, int64_t row) {
+        const int64_t rows = p.batch * p.length * p.heads;
+        if (row >= rows) return {0, 0, 0, false};
+        int64_t token, batch;
+        if (rows >> 32 == 0) {  // a division of 64 bits takes longer than the row
+            token = static_cast<uint32_t>(row) / static_cast<uint32_t>(p.heads);
+            batch = static_cast<uint32_t>(token) / static_cast<uint32_t>(p.length);
+        } else {
+            token = row / p.heads;
+            batch = token / p.length;
+        }
+        return {batch, token - batch * p.length, static_cast<int>(row - token * p.heads), true};
+    }
+
+    // That of this warp.
+    static __device__ __forceinline__ MergePlace of_warp(const longrope_merge_params &p) {
+        return of(p, static_cast<int64_t>(blockIdx.x) * (kMergeThreads / 32) + threadIdx.x / 32);
+    }
+};
+
 template <class T, int kWide>
 __device__ __forceinline__ void merge(const longrope_merge_params &p) {
-    const int64_t row = static_cast<int64_t>(blockIdx.x) * (kMergeThreads / 32) + threadIdx.x / 32;
-    const int64_t rows = p.batch * p.length * p.heads;
-    if (row >= rows) return;
-    int64_t token, batch;
-    if (rows >> 32 == 0) {  // a division of 64 bits takes longer than the row
-        token = static_cast<uint32_t>(row) / static_cast<uint32_t>(p.heads);
-        batch = static_cast<uint32_t>(token) / static_cast<uint32_t>(p.length);
-    } else {
-        token = row / p.heads;
-        batch = token / p.length;
-    }
-    merge_row<T, kWide>(p, batch, token - batch * p.length, static_cast<int>(row - token * p.heads), threadIdx.x % 32);
+    const MergePlace place = MergePlace::of_warp(p);
+    if (place.exists) merge_row<T, kWide>(p, place.batch, place.query, place.head, threadIdx.x % 32);
 }
 
 }  // namespace longrope

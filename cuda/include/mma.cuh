@@ -61,4 +61,13 @@ __device__ __forceinline__ uint32_t pack(float lo, float hi, __half) {
     return packed;
 }
 
+// The two halves of a word: the lower one first.
+__device__ __forceinline__ float2 unpack(uint32_t packed, __nv_bfloat16) {
+    return make_float2(__uint_as_float(packed << 16), __uint_as_float(packed & 0xffff0000u));
+}
+
+__device__ __forceinline__ float2 unpack(uint32_t packed, __half) {
+    return __half22float2(*reinterpret_cast<const __half2 *>(&packed));
+}
+
 }  // namespace longrope

@@ -284,4 +284,85 @@ typedef struct longrope_decode_params {
     int32_t merges_borders;
 } longrope_decode_params;
 
+/* How keys of a cache are rotated: each sequence by one set, and its tokens stand where they are in it. */
+typedef struct longrope_cache_rotary {
+    /* Device memory, for LONGROPE_CHOICE_BY_INDEX. */
+    const void *choices;
+    /* LONGROPE_CHOICE_BY_LENGTH goes by the sequence's length in the cache. */
+    int32_t choice_kind;
+    int32_t pairs;
+    /* 1: pairs are neighbours; 0: half of the rotated dimensions apart. */
+    int32_t interleaved;
+    /* 1: angles are f32 products (parity with Hugging Face); 0: exact. */
+    int32_t parity;
+    longrope_factor_sets sets;
+} longrope_cache_rotary;
+
+/* Decoding over keys that lie in the cache as they were before rotation. */
+typedef struct longrope_decode_rotating_params {
+    longrope_decode_params decode;
+    longrope_cache_rotary rotary;
+} longrope_decode_rotating_params;
+
+/* Attention of new tokens over a cache, by blocks of queries. Of `attention`, keys and what belongs to them are not used. */
+typedef struct longrope_cached_attention_params {
+    longrope_attention_params attention;
+    longrope_cache cache;
+    longrope_new_tokens tokens;
+    /* Parts of the keys that a block's queries see. The results of part i are those of batch i * batches on. */
+    int32_t splits;
+    int32_t batches;
+} longrope_cached_attention_params;
+
+/* The same over keys that lie in the cache as they were before rotation. */
+typedef struct longrope_cached_attention_rotating_params {
+    longrope_cached_attention_params cached;
+    longrope_cache_rotary rotary;
+} longrope_cached_attention_rotating_params;
+
+/* The union of those parts. Rows of no sequence, or of a bad one, are not written. */
+typedef struct longrope_cached_merge_params {
+    longrope_merge_params merge;
+    longrope_cache cache;
+    longrope_new_tokens tokens;
+} longrope_cached_merge_params;
+
+/* New tokens: queries are rotated, keys and values go into the cache. Tensors are [batch, length, heads, head_dim], by
+ * longrope_new_tokens. */
+typedef struct longrope_append_params {
+    longrope_cache cache;
+    longrope_new_tokens tokens;
+    longrope_cache_rotary rotary;
+    const void *q;
+    void *q_out;
+    const void *k;
+    const void *v;
+    int64_t q_stride[4];
+    int64_t q_out_stride[4];
+    int64_t k_stride[4];
+    int64_t v_stride[4];
+    /* A word of device memory that bits of longrope_device_status are set in, or null. */
+    uint32_t *status;
+    /* 0: there are no queries. */
+    int32_t query_heads;
+    int32_t head_dim;
+    /* 1: keys are cached as they come; 0: rotated. */
+    int32_t keys_unrotated;
+    /* Bytes of the ring before the table of angles in shared memory. */
+    int32_t ring_bytes;
+} longrope_append_params;
+
+/* Re-rotation of the keys of a cache: out of the set of `from`, into that of `to`. */
+typedef struct longrope_cache_rerotate_params {
+    longrope_cache cache;
+    longrope_cache_rotary from;
+    longrope_cache_rotary to;
+    uint32_t *status;
+    int32_t head_dim;
+    int32_t ring_bytes;
+    /* 1: the sets of both are the same, so that a sequence which keeps its own keeps its keys. */
+    int32_t same_sets;
+    int32_t padding;
+} longrope_cache_rerotate_params;
+
 #endif

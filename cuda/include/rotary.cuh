@@ -28,7 +28,6 @@
 
 #include "async_copy.cuh"
 #include "elements.cuh"
-#include "factors.cuh"
 
 namespace longrope {
 
@@ -79,104 +78,19 @@ struct Chunk {
     }
 };
 
-// One head among those of q and k.
-template <class T, bool kVector>
+// A head of a token, from where to where.
+template <class T>
 struct Head {
     const T *in;
     T *out;
     int64_t in_dim, out_dim;
-
-    __device__ __forceinline__ Head(const longrope_rotary_params &p, int64_t sequence, int64_t token, int head) {
-        const int which = head < p.tensor[0].heads ? 0 : 1;
-        const longrope_rotary_tensor &x = p.tensor[which];
-        if (which) head -= p.tensor[0].heads;
-        in = static_cast<const T *>(x.in) + sequence * x.in_stride[0] + token * x.in_stride[1] + head * x.in_stride[2];
-        out = static_cast<T *>(x.out) + sequence * x.out_stride[0] + token * x.out_stride[1] + head * x.out_stride[2];
-        // Vectors are for unit strides only.
-        in_dim = kVector ? 1 : x.in_stride[3];
-        out_dim = kVector ? 1 : x.out_stride[3];
-    }
-};
-
-// Cosine and sine by exact angles or in parity mode.
-template <class Real>
-__device__ __forceinline__ void pair_cos_sin_by_kind(const longrope_rotary_params &p, PairFactor factor, int64_t position,
-                                                     float *cos, float *sin) {
-    if (p.parity) {
-        pair_cos_sin_parity(factor, position, cos, sin);
-    } else {
-        pair_cos_sin<Real>(factor, position, cos, sin);
-    }
-}
-
-// Where a token's cosines and sines come from; the three kernels differ in nothing else.
-template <class Real>
-struct PlainAngles {
-    const longrope_rotary_params &p;
-
-    __device__ __forceinline__ bool operator()(int64_t sequence, int64_t position, int pair, float *cos,
-                                               float *sin) const {
-        const int of_sequence = sequence_set(p.choice_kind, p.choices, sequence, p.sets.original_length);
-        if (of_sequence == kBadSet) return false;
-        const int set = token_set(of_sequence, position, p.sets.first_tokens);
-        pair_cos_sin_by_kind<Real>(p, factor_of(set_by_number(p.sets, set), pair), position, cos, sin);
-        return true;
-    }
-};
-
-template <class Real>
-struct AnglesOfTable {
-    const longrope_rotary_table_params &p;
-
-    __device__ __forceinline__ bool operator()(int64_t sequence, int64_t position, int pair, float *cos,
-                                               float *sin) const {
-        const int64_t index = table_index(p.rotary.choices, sequence, p.count);
-        if (index < 0) return false;
-        const bool is_first = token_set(kShort, position, p.rotary.sets.first_tokens) == kPlain;
-        const longrope_factor_set &set = is_first ? p.rotary.sets.plain_set : p.table[index];
-        pair_cos_sin_by_kind<Real>(p.rotary, factor_of(set, pair), position, cos, sin);
-        return true;
-    }
-};
-
-template <class Real>
-struct AnglesBetween {
-    const longrope_rerotate_params &p;
-
-    __device__ __forceinline__ bool operator()(int64_t sequence, int64_t position, int pair, float *cos,
-                                               float *sin) const {
-        int to = sequence_set(p.rotary.choice_kind, p.rotary.choices, sequence, p.rotary.sets.original_length);
-        int from = sequence_set(p.from_choice_kind, p.from_choices, sequence, p.from.original_length);
-        if (to == kBadSet || from == kBadSet) return false;
-        const int64_t moved = static_cast<int64_t>(static_cast<uint64_t>(position) + static_cast<uint64_t>(p.shift));
-        to = token_set(to, moved, p.rotary.sets.first_tokens);
-        from = token_set(from, position, p.from.first_tokens);
-        pair_cos_sin_between<Real>(factor_of(set_by_number(p.from, from), pair),
-                                   factor_of(set_by_number(p.rotary.sets, to), pair), position, p.shift, cos, sin);
-        return true;
-    }
+    bool rotates;  // else it is copied
 };
 
 // Heads that a thread takes in a step.
 constexpr int kHeads = 2;
 // Steps in the ring.
 constexpr int kStages = 3;
-
-// A token's sequence and its index there.
-struct Place {
-    int64_t sequence, token;
-
-    __device__ __forceinline__ Place(const longrope_rotary_params &p, int64_t index) {
-        if (p.batch == 1) {
-            sequence = 0;
-        } else if (((index | p.length) >> 32) == 0) {
-            sequence = static_cast<uint32_t>(index) / static_cast<uint32_t>(p.length);
-        } else {
-            sequence = index / p.length;
-        }
-        token = index - sequence * p.length;
-    }
-};
 
 // The slots of a thread in the ring.
 template <class T, int N, bool kInterleaved>
@@ -201,37 +115,42 @@ struct Ring {
     }
 };
 
-// Writes cosine and sine of the pairs of a token, spread over the threads that share it; cosine NaN where its set is bad.
-template <int N, class Angles>
-__device__ __forceinline__ void fill_table(const longrope_rotary_params &p, const Angles &angles, float2 *table,
-                                           const Place &place) {
+// Writes cosine and sine of the pairs of a token, spread over the threads that share it; cosine NaN where nothing is to be
+// written of it.
+template <int N, class Work>
+__device__ __forceinline__ void fill_table(const Work &work, float2 *table, const typename Work::Target &target) {
     for (int i = threadIdx.y; i < N; i += blockDim.y) {
         const int pair = threadIdx.x * N + i;
-        const int64_t position = token_position(p.position_kind, p.positions, p.position_offset, place.sequence, p.length,
-                                                place.token);
         float2 entry;
-        if (!angles(place.sequence, position, pair, &entry.x, &entry.y)) {
-            entry.x = __int_as_float(0x7fc00000);
-            if (p.status && pair == 0) atomicOr(p.status, LONGROPE_DEVICE_BAD_CHOICE);
-        }
-        if (p.backward) entry.y = -entry.y;
+        if (!work.angle(target, pair, &entry.x, &entry.y)) entry.x = __int_as_float(0x7fc00000);
         table[pair] = entry;
     }
 }
 
-template <class T, int N, bool kInterleaved, class Angles>
-__device__ __forceinline__ void rotate_tokens(const longrope_rotary_params &p, const Angles &angles) {
+// Rotates the tokens of this block, of which the first is `first`. What they are, and where they come from and go to, the work
+// says:
+//
+//   tokens(), heads(), pairs(), head_dim(), ring_bytes()
+//   Source source(token)                   what is needed to begin its loads
+//   bool is_readable(source)               false: nothing of this token is read or written
+//   Target target(source)                  what else there is to know of it
+//   const T *input(source, head)
+//   bool angle(target, pair, cos, sin)     false: nothing of this token is written
+//   bool is_writable(target)               the same, of what is known only after the angles
+//   Head<T> head(source, target, head)
+template <class T, int N, bool kInterleaved, class Work>
+__device__ __forceinline__ void rotate_tokens(const Work &work, int64_t first) {
     constexpr bool kVector = N > 1;
     using Pairs = Chunk<T, N, kInterleaved>;
     extern __shared__ int4 shared[];
     const int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
-    const int chunk = threadIdx.x;
+    const int chunk = threadIdx.x, pairs = work.pairs();
     const Ring<T, N, kInterleaved> ring{shared + thread};
-    const int heads = p.tensor[0].heads + p.tensor[1].heads;
+    const int heads = work.heads();
     const int heads_a_step = kHeads * blockDim.y;
-    const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.z + threadIdx.z;
-    const bool inside = index < p.batch * p.length;
-    const Place place(p, inside ? index : 0);
+    const int64_t index = first + threadIdx.z;
+    const typename Work::Source source = work.source(index < work.tokens() ? index : 0);
+    const bool inside = index < work.tokens() && work.is_readable(source);
 
     const auto begin_loads = [&](int step_head, int stage) {
         if (kVector && inside) {
@@ -239,16 +158,17 @@ __device__ __forceinline__ void rotate_tokens(const longrope_rotary_params &p, c
             for (int i = 0; i < kHeads; ++i) {
                 const int h = step_head + threadIdx.y + i * blockDim.y;
                 if (h >= heads) break;
-                ring.begin(stage, i, Head<T, kVector>(p, place.sequence, place.token, h).in, chunk, p.pairs);
+                ring.begin(stage, i, work.input(source, h), chunk, pairs);
             }
         }
         async_copy_commit();
     };
     // The angles come as early as they can: for a single token they are what takes longest.
     begin_loads(0, 0);
-    char *const after_ring = reinterpret_cast<char *>(shared) + p.ring_bytes;
-    float2 *const table = reinterpret_cast<float2 *>(after_ring) + threadIdx.z * p.pairs;
-    if (inside) fill_table<N>(p, angles, table, place);
+    char *const after_ring = reinterpret_cast<char *>(shared) + work.ring_bytes();
+    float2 *const table = reinterpret_cast<float2 *>(after_ring) + threadIdx.z * pairs;
+    const typename Work::Target target = work.target(source);
+    if (inside) fill_table<N>(work, table, target);
 #pragma unroll
     for (int i = 1; i < kStages - 1; ++i) begin_loads(i * heads_a_step, i);
     __syncthreads();
@@ -257,11 +177,11 @@ __device__ __forceinline__ void rotate_tokens(const longrope_rotary_params &p, c
     float cos[N], sin[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-        const float2 entry = table[Pairs::pair(chunk, i, p.pairs)];
+        const float2 entry = table[Pairs::pair(chunk, i, pairs)];
         cos[i] = entry.x;
         sin[i] = entry.y;
     }
-    if (isnan(cos[0])) {  // a bad set index: nothing of this sequence is written
+    if (isnan(cos[0]) || !work.is_writable(target)) {
         async_copy_wait<0>();
         return;
     }
@@ -273,19 +193,21 @@ __device__ __forceinline__ void rotate_tokens(const longrope_rotary_params &p, c
         for (int i = 0; i < kHeads; ++i) {
             const int h = step_head + threadIdx.y + i * blockDim.y;
             if (h >= heads) break;
-            const Head<T, kVector> head(p, place.sequence, place.token, h);
+            const Head<T> head = work.head(source, target, h);
+            // Vectors are for unit strides only.
+            const int64_t in_dim = kVector ? 1 : head.in_dim, out_dim = kVector ? 1 : head.out_dim;
             Pairs x;
             if constexpr (kVector) {
                 x = ring.read(stage, i);
             } else {
-                x.load(head.in, head.in_dim, chunk, p.pairs);
+                x.load(head.in, in_dim, chunk, pairs);
             }
-            x.rotate(cos, sin);
-            x.store(head.out, head.out_dim, chunk, p.pairs);
+            if (Work::kRotatesAll || head.rotates) x.rotate(cos, sin);
+            x.store(head.out, out_dim, chunk, pairs);
             // What does not turn is copied, unless it is in place already.
             if (head.out == head.in) continue;
-            for (int d = 2 * p.pairs + chunk * N; d < p.head_dim; d += blockDim.x * N) {
-                store_vector<T, N>(head.out + d * head.out_dim, load_vector<T, N>(head.in + d * head.in_dim));
+            for (int d = 2 * pairs + chunk * N; d < work.head_dim(); d += blockDim.x * N) {
+                store_vector<T, N>(head.out + d * out_dim, load_vector<T, N>(head.in + d * in_dim));
             }
         }
         // The slots of the step before this one are free again.

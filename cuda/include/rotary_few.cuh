@@ -13,7 +13,7 @@
 #pragma once
 
 #include "divide.cuh"
-#include "rotary.cuh"
+#include "rotary_tensors.cuh"
 
 namespace longrope {
 
@@ -37,7 +37,7 @@ __device__ __forceinline__ void rotate_few(const longrope_rotary_params &p) {
     if (h >= p.tensor[0].heads + p.tensor[1].heads) return;
     const uint32_t sequence = divide(index, p.length_reciprocal);
     const int64_t token = index - sequence * static_cast<uint32_t>(p.length);
-    const Head<T, true> head(p, sequence, token, h);
+    const Head<T> head = tensor_head<T>(p, Place{sequence, token}, h);
     Pairs x;
     x.load(head.in, 1, chunk, p.pairs);
 

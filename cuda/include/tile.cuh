@@ -39,31 +39,26 @@ struct Tile {
     }
 };
 
-// What a thread loads of the tiles of a tensor: one chunk of each kRowsAPass-th row, from the last row to the first.
-//
-// A tile of kRows rows takes kRows / kRowsAPass passes, and a loader that took them points to the tile before. Rows that are
-// not there, and dimensions from the head dimension on, are filled with zeros: a value beyond the end must not meet a weight
-// of zero as NaN.
-template <class T, int kDim, int kRows, int kThreads, bool kVector>
-struct TileLoader {
+// What a thread loads of tiles of kRows rows: one chunk of each kRowsAPass-th row.
+template <int kDim, int kRows, int kThreads>
+struct TilePasses {
     using Layout = Tile<kDim>;
     // A multiple of 4 rows: where a row does not divide the threads, some of them load nothing.
     static constexpr int kRowsAPass = kThreads / Layout::kChunks / 4 * 4;
     static constexpr int kPasses = kRows / kRowsAPass;
     static_assert(kRowsAPass > 0 && kPasses * kRowsAPass == kRows, "a tile is a whole number of passes");
 
-    const T *from;  // what this thread loads next
     int row, dims;  // this thread's row in a pass; how many dimensions of its chunk there are
     int shared;     // bytes to this thread's chunk in pass 0
 
-    // `tile`: the first row of the last tile of a head.
-    __device__ __forceinline__ TileLoader(const T *tile, int64_t row_stride, int64_t dim_stride, int head_dim, int thread) {
+    __device__ __forceinline__ TilePasses(int head_dim, int thread) {
         const int chunk = thread % Layout::kChunks;
         row = thread / Layout::kChunks;
-        from = tile + (kRows - kRowsAPass + row) * row_stride + chunk * 8 * dim_stride;
         dims = head_dim - chunk * 8;
         shared = Layout::at(row, chunk);
     }
+
+    __device__ __forceinline__ bool is_idle() const { return Layout::kChunks * kRowsAPass < kThreads && row >= kRowsAPass; }
 
     // The bytes from pass 0 to a pass. Passes of four rows see two patterns of the swizzle, which differ in one bit.
     __device__ __forceinline__ int pass_offset(int pass) const {
@@ -71,11 +66,30 @@ struct TileLoader {
         if (kRowsAPass % 8 == 0 || pass % 2 == 0) return offset;
         return shared & 64 ? offset - 64 : offset + 64;
     }
+};
+
+// Loads the tiles of a tensor, from the last row to the first.
+//
+// A tile of kRows rows takes kRows / kRowsAPass passes, and a loader that took them points to the tile before. Rows that are
+// not there, and dimensions from the head dimension on, are filled with zeros: a value beyond the end must not meet a weight
+// of zero as NaN.
+template <class T, int kDim, int kRows, int kThreads, bool kVector>
+struct TileLoader : TilePasses<kDim, kRows, kThreads> {
+    using Passes = TilePasses<kDim, kRows, kThreads>;
+    using Passes::dims, Passes::kPasses, Passes::kRowsAPass, Passes::pass_offset, Passes::row, Passes::shared;
+
+    const T *from;  // what this thread loads next
+
+    // `tile`: the first row of the last tile of a head.
+    __device__ __forceinline__ TileLoader(const T *tile, int64_t row_stride, int64_t dim_stride, int head_dim, int thread)
+        : Passes(head_dim, thread) {
+        from = tile + (kRows - kRowsAPass + row) * row_stride + thread % Passes::Layout::kChunks * 8 * dim_stride;
+    }
 
     // Begins to load a tile, of which the first `rows` rows are there, or all if kWhole.
     template <bool kWhole>
     __device__ __forceinline__ void begin(char *tile, int64_t row_stride, int64_t dim_stride, int rows) {
-        const bool idle = Layout::kChunks * kRowsAPass < kThreads && row >= kRowsAPass;
+        const bool idle = this->is_idle();
         if constexpr (kVector) {
 #pragma unroll
             for (int pass = kPasses - 1; pass >= 0; --pass, from -= kRowsAPass * row_stride) {

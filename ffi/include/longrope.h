@@ -12,23 +12,25 @@
  * Streams     `stream` is a CUstream or cudaStream_t as `void *`. NULL is the legacy default stream, not that of the
  *             thread. A launch runs in the CUDA context of its stream (for NULL: in the current one), which need not
  *             be the primary one.
- * Launches    A `_run` is asynchronous. It launches at most one kernel; it allocates nothing on the device,
- *             synchronises nothing, copies nothing, and keeps no state. The same inputs give the same bits.
+ * Launches    A `_run` is asynchronous. It launches at most one kernel (decoding: and one that merges the parts); it
+ *             allocates nothing on the device, synchronises nothing, copies nothing, and keeps no state. The same
+ *             inputs give the same bits.
  * Workspace   Scratch memory on the device is yours: as many bytes as `_workspace_size` says for the same arguments,
  *             at an address that is a multiple of 16 (NULL will do if it says 0). What is in it before and after a
  *             launch does not matter. Launches that may run at the same time need one each.
  * Capture     A `_run` can be captured in a CUDA graph. The graph keeps the descriptor and the addresses; positions,
  *             lengths and set indices in device memory are read at each replay. Make the longrope context while the
  *             CUDA context is current, or run once before capturing: the driver can't load code during a capture.
- * Alignment   Addresses are aligned to their elements. Nothing more is needed; the kernels are fastest where the head
- *             dimension has stride 1 and all else is a multiple of 16 bytes.
+ * Alignment   Addresses are aligned to their elements. Caches and decoding need more, which they say; of the rest, the
+ *             kernels are fastest where the head dimension has stride 1 and all else is a multiple of 16 bytes.
  * Strides     64-bit, in elements (not bytes), any sign and order. Outputs must not overlap themselves.
  * Errors      Every function that can fail returns a longrope_status. What the host can see is checked before anything
  *             is launched or written, and longrope_last_error_message() names the argument, the value and what was
- *             expected. Indices and starts that lie on the device are checked by the kernel: a bad one leaves its
- *             sequence unwritten and sets a bit in the status word of the descriptor, if there is one. An error of a
- *             kernel that ran before, such as a bad address, may surface as LONGROPE_STATUS_DRIVER in a later call, as
- *             it does everywhere in CUDA.
+ *             expected. Indices, starts, lengths and page ids that lie on the device are checked by the kernel: a bad
+ *             one leaves its sequence unwritten and sets a bit in the status word of the descriptor, if there is one.
+ *             A `_validate` finds the same and names the first bad entry: it copies them to the host and waits for the
+ *             stream, so it is for debugging and not to be captured. An error of a kernel that ran before, such as a
+ *             bad address, may surface as LONGROPE_STATUS_DRIVER in a later call, as it does everywhere in CUDA.
  * No surprise Nothing here exits, throws, prints, or aborts but for want of host memory. A fault of the library itself
  *             is LONGROPE_STATUS_INTERNAL.
  *
@@ -320,7 +322,7 @@ typedef enum longrope_sequences {
 } longrope_sequences;
 
 /* A bit of the status word. A packed sequence whose starts do not rise, lie beyond the tensor or span more queries
- * than max_query_length; or one whose queries stand beyond 2^62. It was not written. */
+ * than max_query_length, or more new tokens than `most`; or one whose queries stand beyond 2^62. It was not written. */
 #define LONGROPE_BAD_SEQUENCE 2u
 
 /* Scaled dot-product attention with grouped heads: out = softmax(scale * q k^T + mask) v.
@@ -416,6 +418,212 @@ LONGROPE_API longrope_status longrope_merge_workspace_size(const longrope_merge_
                                                            size_t *bytes);
 LONGROPE_API longrope_status longrope_merge_run(const longrope_context *context, const longrope_merge_parts *parts,
                                                 const longrope_tensor *out, const longrope_tensor *lse, void *stream);
+
+/* ---- Key/value cache --------------------------------------------------------------------------------------------- */
+
+/* Where the tokens of a cached sequence lie. */
+typedef enum longrope_pages {
+    LONGROPE_PAGES_NONE = 0, /* token t of sequence i in row t of index i of k and v: each sequence is contiguous */
+    LONGROPE_PAGES_TABLE = 1 /* token t of sequence i in row t % page size of page page_table[i][t / page size] */
+} longrope_pages;
+
+/* Bits of the status word. BAD_LENGTH: the length of a sequence is below 0, below its new tokens but not 0, or beyond
+ * what the cache holds of it; nothing of that sequence was read or written. BAD_PAGE: an id that was needed is none of
+ * the cache's pages. */
+#define LONGROPE_BAD_LENGTH 4u
+#define LONGROPE_BAD_PAGE 8u
+
+/* Keys and values of sequences that grow. The new tokens of an operation are the last ones of a sequence's length. A
+ * sequence of length 0 takes no part. `lengths` and `page_table` are device addresses, read when the kernel runs; page
+ * ids beyond a sequence's length are not looked at. */
+typedef struct longrope_kv_cache {
+    uint32_t struct_size;
+    int32_t page_kind;         /* a longrope_pages; NONE wants zero in all fields that are marked table */
+    int32_t length_bits;       /* the lengths are int32_t (32, or 0) or int64_t (64) */
+    uint32_t flags;            /* none is defined yet */
+    longrope_tensor k;         /* [sequences, capacity, key heads, head dimension], F16 or BF16; table: [pages, page
+                                * size, key heads, head dimension], the page size a multiple of 16 up to 256. The head
+                                * dimension has stride 1, all else is a multiple of 16 bytes */
+    longrope_tensor v;         /* the same as k, with strides of its own */
+    const void *lengths;       /* [sequences]: the tokens of each, the new ones included */
+    const int32_t *page_table; /* table: [sequences, table_width] (a block table elsewhere) */
+    int64_t sequences;         /* table: how many there are */
+    int64_t table_width;       /* table: pages of a sequence, at most */
+    int64_t table_stride;      /* table: from the ids of a sequence to those of the next, in elements. 0: table_width */
+} longrope_kv_cache;
+
+#define LONGROPE_KV_CACHE_INIT \
+    { sizeof(longrope_kv_cache), 0, 0, 0, {NULL, 0, {0, 0, 0, 0}, {0, 0, 0, 0}}, \
+      {NULL, 0, {0, 0, 0, 0}, {0, 0, 0, 0}}, NULL, NULL, 0, 0, 0 }
+
+/* Which tokens are new. All zero: as many of each sequence. */
+typedef struct longrope_new_tokens {
+    int32_t sequence_kind; /* a longrope_sequences. DENSE: tensors are [sequences, tokens, heads, head dimension], and
+                            * the other fields zero. PACKED: [1, total, heads, head dimension], with those of sequence
+                            * i from starts[i] to before starts[i + 1] */
+    int32_t index_bits;    /* packed: the starts are int32_t (32, or 0) or int64_t (64) */
+    const void *starts;    /* packed: [sequences + 1], a device address */
+    int64_t most;          /* packed: no sequence has more new tokens. 0: the total */
+} longrope_new_tokens;
+
+/* By which factors the tokens of a cache are rotated: token t of a sequence stands at position t. */
+typedef struct longrope_cache_rotary_desc {
+    uint32_t struct_size;
+    int32_t pairing;                  /* a longrope_pairing */
+    int32_t choice_kind;              /* a longrope_choices; BY_LENGTH goes by the lengths of the cache, and so wants
+                                       * choices to be NULL */
+    uint32_t flags;                   /* none is defined yet */
+    const longrope_factor_sets *sets; /* required */
+    int64_t choice_length;            /* for LONGROPE_CHOICES_LENGTH */
+    const void *choices;              /* for BY_INDEX: int32_t [sequences], a device address */
+} longrope_cache_rotary_desc;
+
+#define LONGROPE_CACHE_ROTARY_DESC_INIT \
+    { sizeof(longrope_cache_rotary_desc), 0, 0, 0, NULL, 0, NULL }
+
+/* ---- Append ------------------------------------------------------------------------------------------------------ */
+
+/* How keys lie in a cache. */
+typedef enum longrope_cached_keys {
+    LONGROPE_CACHED_KEYS_ROTATED = 0,  /* rotated by their positions */
+    LONGROPE_CACHED_KEYS_UNROTATED = 1 /* as they came: decoding rotates them while it reads them, so that a sequence
+                                        * can change its factor set at any time */
+} longrope_cached_keys;
+
+/* New tokens into a cache, in one launch: their queries are rotated; their keys, rotated or as they are, and their
+ * values go to where they belong. Of a sequence of length L with n new tokens, new token i stands at position
+ * L - n + i. */
+typedef struct longrope_append_desc {
+    uint32_t struct_size;
+    int32_t cached_keys;                      /* a longrope_cached_keys */
+    longrope_new_tokens tokens;               /* which tokens are new */
+    const longrope_cache_rotary_desc *rotary; /* required: the rotation of queries and keys */
+    uint32_t *status;                         /* a word in which bits are set, never cleared; NULL: none. Of a token on
+                                               * a bad page nothing is written */
+} longrope_append_desc;
+
+#define LONGROPE_APPEND_DESC_INIT \
+    { sizeof(longrope_append_desc), 0, {0, 0, NULL, 0}, NULL, NULL }
+
+/* The new tokens, which may be parts of one packed buffer. */
+typedef struct longrope_append_tensors {
+    longrope_tensor_io q; /* [batch, length, query heads, head dimension], as longrope_new_tokens says, and where they
+                           * go; all zero: none */
+    longrope_tensor k;    /* [batch, length, key heads, head dimension], of the type of the cache */
+    longrope_tensor v;    /* the same as k */
+} longrope_append_tensors;
+
+/* As the functions of the same name above: whether a run takes these arguments; its scratch memory, which is none; the
+ * launch. No page may be written to for two sequences. There is no CPU form. */
+LONGROPE_API longrope_status longrope_append_supported(const longrope_append_desc *desc,
+                                                       const longrope_kv_cache *cache,
+                                                       const longrope_append_tensors *tensors);
+LONGROPE_API longrope_status longrope_append_workspace_size(const longrope_append_desc *desc,
+                                                            const longrope_kv_cache *cache,
+                                                            const longrope_append_tensors *tensors, size_t *bytes);
+LONGROPE_API longrope_status longrope_append_run(const longrope_context *context, const longrope_append_desc *desc,
+                                                 const longrope_kv_cache *cache,
+                                                 const longrope_append_tensors *tensors, void *stream);
+
+/* Checks what lies on the device: lengths, starts, the ids of the pages that would be written to, numbers of sets.
+ * Waits for the stream. */
+LONGROPE_API longrope_status longrope_append_validate(const longrope_context *context,
+                                                      const longrope_append_desc *desc, const longrope_kv_cache *cache,
+                                                      const longrope_append_tensors *tensors, void *stream);
+
+/* ---- Decoding ---------------------------------------------------------------------------------------------------- */
+
+/* Attention of the last tokens of sequences, at most 16 of each, over all of their tokens, with grouped heads:
+ * out = softmax(scale * q k^T + mask) v, with keys and values from a cache that holds the new tokens already.
+ *
+ * Of a sequence of length L with n new tokens, query i stands at position L - n + i and sees the keys up to its own
+ * position. A sequence of length 0 gets zeros, and a log-sum-exp of minus infinity. What lies in the cache beyond a
+ * sequence's length never reaches an output. */
+typedef struct longrope_decode_desc {
+    uint32_t struct_size;
+    int32_t splits;                           /* 0: the blocks of the grid get equal work. 1 to 1024: each sequence in
+                                               * so many equal parts, so that its bits do not depend on the batch
+                                               * around it */
+    float scale;                              /* what the logits are multiplied by. 0: 1 / sqrt(head dimension), so 0
+                                               * itself can't be asked for */
+    uint32_t flags;                           /* none is defined yet */
+    int64_t window;                           /* a query sees keys less than this many positions back (so 1 is its own
+                                               * alone). 0: all */
+    longrope_new_tokens tokens;               /* which tokens the queries are */
+    const longrope_cache_rotary_desc *rotary; /* rotates keys that lie unrotated in the cache while they are read: by
+                                               * exact angles, a multiple of 8 pairs. NULL: they are rotated already.
+                                               * Queries are in both cases */
+    uint32_t *status;                         /* a word in which bits are set, never cleared; NULL: none */
+} longrope_decode_desc;
+
+#define LONGROPE_DECODE_DESC_INIT \
+    { sizeof(longrope_decode_desc), 0, 0.0f, 0, 0, {0, 0, NULL, 0}, NULL, NULL }
+
+/* What decoding reads and writes beside the cache. Query head h reads key head h / (query heads / key heads). The
+ * outputs overlap neither each other nor the inputs. */
+typedef struct longrope_decode_tensors {
+    longrope_tensor q;   /* [batch, length, query heads, head dimension], as longrope_new_tokens says, of the type of
+                          * the cache. The head dimension has stride 1, all else is a multiple of 16 bytes, as for
+                          * out */
+    longrope_tensor out; /* as q; or F32, as a partial result that is to be merged with others */
+    longrope_tensor lse; /* [batch, length, query heads, 1], F32: the natural logarithm of each row's sum of
+                          * exponentials. All zero: none */
+} longrope_decode_tensors;
+
+/* Whether longrope_decode_run takes these arguments, or why not. Statuses are as for longrope_attention_supported. */
+LONGROPE_API longrope_status longrope_decode_supported(const longrope_decode_desc *desc,
+                                                       const longrope_kv_cache *cache,
+                                                       const longrope_decode_tensors *tensors);
+
+/* How much scratch memory a run needs: a function of shapes, types, `sequences`, `most` and `splits` alone. Pure. */
+LONGROPE_API longrope_status longrope_decode_workspace_size(const longrope_decode_desc *desc,
+                                                            const longrope_kv_cache *cache,
+                                                            const longrope_decode_tensors *tensors, size_t *bytes);
+
+/* Launches the attention, and the merge of its parts. Tensors without queries are legal and launch nothing. */
+LONGROPE_API longrope_status longrope_decode_run(const longrope_context *context, const longrope_decode_desc *desc,
+                                                 const longrope_kv_cache *cache,
+                                                 const longrope_decode_tensors *tensors, void *workspace,
+                                                 size_t workspace_bytes, void *stream);
+
+/* Checks what lies on the device: lengths, starts, the ids of the pages that would be read, numbers of sets. Waits for
+ * the stream. */
+LONGROPE_API longrope_status longrope_decode_validate(const longrope_context *context,
+                                                      const longrope_decode_desc *desc, const longrope_kv_cache *cache,
+                                                      const longrope_decode_tensors *tensors, void *stream);
+
+/* ---- Re-rotation of a cache -------------------------------------------------------------------------------------- */
+
+/* A change of the keys of a cache, where they lie: out of one factor set and into another. A sequence whose two sets
+ * are the same keeps its keys, bit for bit. What longrope_rerotate_desc says of one attention and of a whole model
+ * holds here too. */
+typedef struct longrope_rerotate_cache_desc {
+    uint32_t struct_size;
+    uint32_t flags;                         /* none is defined yet */
+    const longrope_cache_rotary_desc *to;   /* required: how the keys are to be rotated */
+    const longrope_cache_rotary_desc *from; /* required: how they were; as many pairs and the same pairing */
+    uint32_t *status;                       /* a word in which bits are set, never cleared; NULL: none. Of a sequence
+                                             * with a bad page, the keys on its other pages are rotated */
+} longrope_rerotate_cache_desc;
+
+#define LONGROPE_REROTATE_CACHE_DESC_INIT \
+    { sizeof(longrope_rerotate_cache_desc), 0, NULL, NULL, NULL }
+
+/* As the functions of the same name above; values are not touched, no scratch memory is needed. Angles must be exact.
+ * No page may belong to two sequences, since it would be rotated twice. There is no CPU form. */
+LONGROPE_API longrope_status longrope_rerotate_cache_supported(const longrope_rerotate_cache_desc *desc,
+                                                               const longrope_kv_cache *cache);
+LONGROPE_API longrope_status longrope_rerotate_cache_workspace_size(const longrope_rerotate_cache_desc *desc,
+                                                                    const longrope_kv_cache *cache, size_t *bytes);
+LONGROPE_API longrope_status longrope_rerotate_cache_run(const longrope_context *context,
+                                                         const longrope_rerotate_cache_desc *desc,
+                                                         const longrope_kv_cache *cache, void *stream);
+
+/* Checks what lies on the device: lengths, the ids of all pages of all sequences, numbers of sets. Waits for the
+ * stream. */
+LONGROPE_API longrope_status longrope_rerotate_cache_validate(const longrope_context *context,
+                                                              const longrope_rerotate_cache_desc *desc,
+                                                              const longrope_kv_cache *cache, void *stream);
 
 #ifdef __cplusplus
 }

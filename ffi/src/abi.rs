@@ -9,6 +9,11 @@ use std::ffi::c_void;
 
 use longrope::scaling::FactorSets;
 
+pub use cache::{
+    AppendDesc, AppendTensors, CacheRotaryDesc, CachedKeys, DecodeDesc, DecodeTensors, KvCache, NewTokens,
+    Pages, RerotateCacheDesc,
+};
+
 /// An enum of the header: its Rust form, its numbers, and their C names.
 macro_rules! constants {
     (
@@ -55,6 +60,10 @@ macro_rules! layout {
         }
     };
 }
+
+// After the macros, which it uses. By its path, since the tests include this file by its own.
+#[path = "abi/cache.rs"]
+mod cache;
 
 constants! {
     /// What a function answers.

@@ -2,7 +2,10 @@
 
 use std::fmt::{self, Display};
 
-use crate::abi::{AttentionDesc, Frequencies, RerotateDesc, RotaryDesc};
+use crate::abi::{
+    AppendDesc, AttentionDesc, CacheRotaryDesc, DecodeDesc, Frequencies, KvCache, RerotateCacheDesc,
+    RerotateDesc, RotaryDesc,
+};
 use crate::status::Failure;
 
 /// The name of a field in messages. It is put together only if there is one, since a launch should cost little.
@@ -23,47 +26,66 @@ impl Display for Field<'_> {
 pub unsafe trait Sized32: Copy {
     /// The size it had in the first version. No caller has a smaller one.
     const FIRST_SIZE: usize;
-    /// The name of the argument that points to it.
-    const ARGUMENT: &'static str;
 }
 
 // SAFETY: as the trait asks; numbers and pointers may be zero.
 unsafe impl<T: Copy> Sized32 for Frequencies<T> {
     const FIRST_SIZE: usize = 72;
-    const ARGUMENT: &'static str = "frequencies";
 }
 
 // SAFETY: as above.
 unsafe impl Sized32 for RotaryDesc {
     const FIRST_SIZE: usize = 72;
-    const ARGUMENT: &'static str = "desc";
 }
 
 // SAFETY: as above.
 unsafe impl Sized32 for RerotateDesc {
     const FIRST_SIZE: usize = 48;
-    const ARGUMENT: &'static str = "desc";
 }
 
 // SAFETY: as above.
 unsafe impl Sized32 for AttentionDesc {
     const FIRST_SIZE: usize = 96;
-    const ARGUMENT: &'static str = "desc";
 }
 
-/// Copies a struct as far as the caller's and this version's go; what the caller's lacks is zero.
+// SAFETY: as above.
+unsafe impl Sized32 for KvCache {
+    const FIRST_SIZE: usize = 216;
+}
+
+// SAFETY: as above.
+unsafe impl Sized32 for CacheRotaryDesc {
+    const FIRST_SIZE: usize = 40;
+}
+
+// SAFETY: as above.
+unsafe impl Sized32 for AppendDesc {
+    const FIRST_SIZE: usize = 48;
+}
+
+// SAFETY: as above.
+unsafe impl Sized32 for DecodeDesc {
+    const FIRST_SIZE: usize = 64;
+}
+
+// SAFETY: as above.
+unsafe impl Sized32 for RerotateCacheDesc {
+    const FIRST_SIZE: usize = 32;
+}
+
+/// Copies a struct, which messages call `name`, as far as the caller's and this version's go; what the caller's lacks is zero.
 ///
 /// # Safety
 /// `pointer` is null, or valid for as many bytes as its first field says.
-pub unsafe fn read<T: Sized32>(pointer: *const T) -> Result<T, Failure> {
+pub unsafe fn read<T: Sized32>(name: &str, pointer: *const T) -> Result<T, Failure> {
     if pointer.is_null() {
-        return Err(Failure::null(T::ARGUMENT, "a pointer to the struct"));
+        return Err(Failure::null(name, "a pointer to the struct"));
     }
     // SAFETY: the size is the first field; alignment is not assumed.
     let size = unsafe { pointer.cast::<u32>().read_unaligned() } as usize;
     if size < T::FIRST_SIZE {
         let expected = format!("the sizeof of the struct, at least {}", T::FIRST_SIZE);
-        return Err(Failure::argument(format!("{}.struct_size", T::ARGUMENT), size, expected));
+        return Err(Failure::argument(Field(name, ".struct_size"), size, expected));
     }
     let mut value = std::mem::MaybeUninit::<T>::zeroed();
     // SAFETY: both are valid for the smaller of the two sizes, and zero is valid for the rest.
@@ -72,6 +94,18 @@ pub unsafe fn read<T: Sized32>(pointer: *const T) -> Result<T, Failure> {
         std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), value.as_mut_ptr().cast::<u8>(), bytes);
         Ok(value.assume_init())
     }
+}
+
+/// Copies a struct of a fixed size, which messages call `name`.
+///
+/// # Safety
+/// `pointer` is null or valid for reading.
+pub unsafe fn read_all<T: Copy>(name: &str, pointer: *const T) -> Result<T, Failure> {
+    if pointer.is_null() {
+        return Err(Failure::null(name, "a pointer to the struct"));
+    }
+    // SAFETY: by this function's contract; alignment is not assumed.
+    Ok(unsafe { pointer.read_unaligned() })
 }
 
 /// An enum's value by its number, or an error that lists what there is.
@@ -115,6 +149,34 @@ pub unsafe fn workspace_size(bytes: *mut usize, size: usize) -> Result<(), Failu
 /// A length or count that is not negative.
 pub fn count(name: impl Display, value: i64) -> Result<u64, Failure> {
     u64::try_from(value).map_err(|_| Failure::argument(name, value, "0 or more"))
+}
+
+/// The same as a size in memory.
+pub fn size(name: impl Display, value: i64) -> Result<usize, Failure> {
+    // Where addresses have 32 bits, no memory holds more.
+    Ok(usize::try_from(count(name, value)?).unwrap_or(usize::MAX))
+}
+
+/// Whether whole numbers of so many bits are `int64_t`, and not `int32_t`.
+pub fn is_wide(name: impl Display, bits: i32) -> Result<bool, Failure> {
+    match bits {
+        0 | 32 => Ok(false),
+        64 => Ok(true),
+        other => Err(Failure::argument(name, other, "32 (or 0) or 64")),
+    }
+}
+
+/// An address that may be null, then for none. Whether it is aligned, the operation checks.
+pub fn optional<T>(pointer: *const T) -> Option<u64> {
+    (!pointer.is_null()).then(|| pointer.expose_provenance() as u64)
+}
+
+/// Checks that no flag is set.
+pub fn no_flags(name: impl Display, flags: u32) -> Result<(), Failure> {
+    match flags {
+        0 => Ok(()),
+        other => Err(Failure::argument(name, other, "0, since no flag is defined")),
+    }
 }
 
 /// Checks an address of elements of `size` bytes.

@@ -1,6 +1,7 @@
 //! Attention on a GPU.
 
 use std::ffi::c_void;
+use std::fmt::Display;
 
 use longrope::Error;
 use longrope::descriptor;
@@ -11,7 +12,7 @@ use crate::abi::{AttentionDesc, AttentionTensors, Sequences, Status};
 use crate::arguments::{self, Field, value};
 use crate::context;
 use crate::status::{Failure, guard};
-use crate::tensor::{is_zero, tensor};
+use crate::tensor::{optional, tensor, tensor_field};
 
 /// Whether an attention can be launched.
 ///
@@ -82,21 +83,15 @@ pub unsafe fn read(
     tensors: *const AttentionTensors,
 ) -> Result<(Attention, ops::AttentionTensors), Failure> {
     // SAFETY: by this function's contract.
-    let desc = unsafe { arguments::read(desc) }?;
-    if tensors.is_null() {
-        return Err(Failure::null("tensors", "a pointer to the struct"));
-    }
-    // SAFETY: as above; alignment is not assumed.
-    let given = unsafe { tensors.read_unaligned() };
+    let desc = unsafe { arguments::read("desc", desc) }?;
+    // SAFETY: as above.
+    let given = unsafe { arguments::read_all("tensors", tensors) }?;
     let tensors = ops::AttentionTensors {
         q: tensor(&format_args!("tensors.q"), &given.q)?,
         k: tensor(&format_args!("tensors.k"), &given.k)?,
         v: tensor(&format_args!("tensors.v"), &given.v)?,
         out: tensor(&format_args!("tensors.out"), &given.out)?,
-        lse: match is_zero(&given.lse) {
-            true => None,
-            false => Some(tensor(&format_args!("tensors.lse"), &given.lse)?),
-        },
+        lse: optional(&format_args!("tensors.lse"), &given.lse)?,
     };
     Ok((attention(&desc, &tensors)?, tensors))
 }
@@ -109,9 +104,7 @@ fn attention(desc: &AttentionDesc, tensors: &ops::AttentionTensors) -> Result<At
         1 => true,
         other => return Err(Failure::argument(name("causal"), other, "0 or 1")),
     };
-    if desc.flags != 0 {
-        return Err(Failure::argument(name("flags"), desc.flags, "0, since no flag is defined"));
-    }
+    arguments::no_flags(name("flags"), desc.flags)?;
     let window = arguments::count(name("window"), desc.window)?;
     let attention = descriptor::Attention {
         scale: (desc.scale != 0.0).then_some(desc.scale),
@@ -120,15 +113,11 @@ fn attention(desc: &AttentionDesc, tensors: &ops::AttentionTensors) -> Result<At
         query_offset: desc.query_offset,
         key_offset: desc.key_offset,
     };
-    let address = |pointer: *const c_void| match pointer.is_null() {
-        true => None,
-        false => Some(pointer.expose_provenance() as u64),
-    };
     Ok(Attention {
         attention,
         sequences: sequences(desc, tensors)?,
-        query_offsets: address(desc.query_offsets.cast()),
-        status: address(desc.status.cast_const().cast()),
+        query_offsets: arguments::optional(desc.query_offsets),
+        status: arguments::optional(desc.status),
     })
 }
 
@@ -147,26 +136,22 @@ fn sequences(desc: &AttentionDesc, tensors: &ops::AttentionTensors) -> Result<op
         }
         return Ok(ops::Sequences::Dense);
     }
-    let starts = match desc.index_bits {
-        0 | 32 => Starts::I32,
-        64 => Starts::I64,
-        other => return Err(Failure::argument(name("index_bits"), other, "32 (or 0) or 64")),
-    };
-    let count = |field, value| {
-        let count = arguments::count(name(field), value)?;
-        // Where addresses have 32 bits, no memory holds more.
-        Ok::<usize, Failure>(usize::try_from(count).unwrap_or(usize::MAX))
-    };
+    let starts = starts(name("index_bits"), desc.index_bits)?;
     Ok(ops::Sequences::Packed(Packed {
-        count: count("sequences", desc.sequences)?,
+        count: arguments::size(name("sequences"), desc.sequences)?,
         query_starts: desc.query_starts.expose_provenance() as u64,
         key_starts: desc.key_starts.expose_provenance() as u64,
         starts,
-        max_query_length: match count("max_query_length", desc.max_query_length)? {
+        max_query_length: match arguments::size(name("max_query_length"), desc.max_query_length)? {
             0 => tensors.q.layout.length(),
             length => length,
         },
     }))
+}
+
+/// The type of starts of so many bits.
+pub fn starts(name: impl Display, bits: i32) -> Result<Starts, Failure> {
+    Ok(if arguments::is_wide(name, bits)? { Starts::I64 } else { Starts::I32 })
 }
 
 /// An error in the words of C.
@@ -175,16 +160,7 @@ pub fn in_c(error: Error) -> Failure {
         let (first, rest) = argument.split_once('.').unwrap_or((argument, ""));
         match (first, rest) {
             ("q" | "k" | "v" | "out" | "lse", "") => format!("tensors.{first}"),
-            ("q" | "k" | "v" | "out" | "lse", field) => {
-                let field = match field {
-                    "batch" => "shape[0]",
-                    "length" => "shape[1]",
-                    "heads" => "shape[2]",
-                    "head_dim" => "shape[3]",
-                    other => other,
-                };
-                format!("tensors.{first}.{field}")
-            }
+            ("q" | "k" | "v" | "out" | "lse", field) => format!("tensors.{first}.{}", tensor_field(field)),
             ("sequences", "count") => "desc.sequences".to_owned(),
             ("sequences", field) => format!("desc.{field}"),
             ("workspace", "bytes") => "workspace_bytes".to_owned(),

@@ -103,7 +103,7 @@ unsafe fn from_frequencies<T: Copy + Into<f64>>(
     // SAFETY: by this function's contract.
     unsafe { arguments::result("sets", sets) }?;
     // SAFETY: as above.
-    let given = unsafe { arguments::read(frequencies) }?;
+    let given = unsafe { arguments::read("frequencies", frequencies) }?;
     let angles = value!(Angles, "angles", given.angles)?;
     if !(1..=MAX_PAIRS).contains(&given.pairs) {
         return Err(Failure::argument("pairs", given.pairs, format!("1 to {MAX_PAIRS}")));

@@ -4,17 +4,22 @@
 //! - `status`: the boundary. No panic and no print crosses it; every failure leaves a message.
 //! - `arguments`: reading what a caller points to.
 //! - `host`: what a descriptor points to in host memory.
-//! - `context`, `factors`, `tensor`, `rotary`, `attention`, `merge`: the functions, by the header's sections; the CPU forms
-//!   are files of their own.
+//! - `context`, `factors`, `tensor`, `rotary`, `attention`, `merge`, `append`, `decode`, `rerotate_cache`: the functions, by
+//!   the header's sections; the CPU forms are files of their own.
+//! - `cache`: what the last three share.
 
 mod abi;
+mod append;
 mod arguments;
 mod attention;
 mod attention_cpu;
+mod cache;
 mod context;
+mod decode;
 mod factors;
 mod host;
 mod merge;
+mod rerotate_cache;
 mod rotary;
 mod rotary_cpu;
 mod status;

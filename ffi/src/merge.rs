@@ -87,11 +87,9 @@ unsafe fn read(parts: *const MergeParts, out: *const Tensor, lse: *const Tensor)
         // SAFETY: as above.
         false => Some(unsafe { lse.read_unaligned() }).filter(|lse| !is_zero(lse)),
     };
-    let count = arguments::count("parts.count", parts.count)?;
     Ok(Merge {
         parts: Parts {
-            // Where addresses have 32 bits, no memory holds more.
-            count: usize::try_from(count).unwrap_or(usize::MAX),
+            count: arguments::size("parts.count", parts.count)?,
             out: tensor(&format_args!("parts.out"), &parts.out)?,
             lse: tensor(&format_args!("parts.lse"), &parts.lse)?,
             out_stride: parts.out_stride,

@@ -1,6 +1,7 @@
 //! Rotary embedding and re-rotation on a GPU.
 
 use std::ffi::c_void;
+use std::fmt::Display;
 
 use longrope::descriptor::{Direction, Pairing};
 use longrope::device::{Context, Stream};
@@ -145,7 +146,7 @@ unsafe fn rotary<'a>(
     count: usize,
 ) -> Result<(Rotary<'a>, Tensors), Failure> {
     // SAFETY: by this function's contract.
-    let desc = unsafe { arguments::read(desc) }?;
+    let desc = unsafe { arguments::read("desc", desc) }?;
     // SAFETY: as above.
     let tensors = unsafe { Tensors::read(tensors, count) }?;
     // SAFETY: as above.
@@ -160,9 +161,9 @@ unsafe fn rerotate<'a>(
     count: usize,
 ) -> Result<(Rerotate<'a>, Tensors), Failure> {
     // SAFETY: by this function's contract.
-    let desc = unsafe { arguments::read(desc) }?;
+    let desc = unsafe { arguments::read("desc", desc) }?;
     // SAFETY: as above.
-    let to = unsafe { arguments::read(desc.to) }.map_err(|failure| failure.within("to"))?;
+    let to = unsafe { arguments::read("to", desc.to) }?;
     // SAFETY: as above.
     let tensors = unsafe { Tensors::read(tensors, count) }?;
     // SAFETY: as above.
@@ -192,18 +193,13 @@ pub unsafe fn descriptor<'a>(
     tensors: &Tensors,
 ) -> Result<Rotary<'a>, Failure> {
     let name = |field| Field(prefix, field);
-    let pairing = match value!(abi::Pairing, name("pairing"), desc.pairing)? {
-        abi::Pairing::HalfSplit => Pairing::HalfSplit,
-        abi::Pairing::Interleaved => Pairing::Interleaved,
-    };
+    let pairing = pairing(name("pairing"), desc.pairing)?;
     let direction = match desc.backward {
         0 => Direction::Forward,
         1 => Direction::Backward,
         other => return Err(Failure::argument(name("backward"), other, "0 or 1")),
     };
-    if desc.flags != 0 {
-        return Err(Failure::argument(name("flags"), desc.flags, "0, since no flag is defined"));
-    }
+    arguments::no_flags(name("flags"), desc.flags)?;
     // SAFETY: by this function's contract.
     let sets: &'a FactorSets = unsafe { factors::borrow(name("sets"), desc.sets) }?;
     let positions = positions(prefix, desc, tensors.has_tokens())?;
@@ -213,6 +209,14 @@ pub unsafe fn descriptor<'a>(
         false => Some(arguments::address(name("status"), desc.status, 4, "a status word")?),
     };
     Ok(Rotary { sets, pairing, direction, positions, choices, status })
+}
+
+/// Which dimensions form a pair.
+pub fn pairing(name: impl Display, number: i32) -> Result<Pairing, Failure> {
+    Ok(match value!(abi::Pairing, name, number)? {
+        abi::Pairing::HalfSplit => Pairing::HalfSplit,
+        abi::Pairing::Interleaved => Pairing::Interleaved,
+    })
 }
 
 /// Where the tokens stand. An address may be missing if there is none.

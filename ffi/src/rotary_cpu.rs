@@ -31,7 +31,7 @@ pub unsafe extern "C" fn longrope_rotary_cpu(
 ) -> Status {
     guard(|| {
         // SAFETY: by this function's contract.
-        let desc = unsafe { arguments::read(desc) }?;
+        let desc = unsafe { arguments::read("desc", desc) }?;
         // SAFETY: as above.
         let tensors = unsafe { Tensors::read(tensors, count) }?;
         // SAFETY: as above.

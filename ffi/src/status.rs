@@ -47,11 +47,6 @@ impl Failure {
             other => other,
         })
     }
-
-    /// The same failure of a struct that `name` points to.
-    pub fn within(self, name: &str) -> Self {
-        Self { message: format!("{name}: {}", self.message), ..self }
-    }
 }
 
 impl From<Error> for Failure {

@@ -31,11 +31,8 @@ impl Tensors {
             // SAFETY: `i` is below `count`; alignment is not assumed.
             let io = unsafe { tensors.add(i).read_unaligned() };
             let input = tensor(&format_args!("tensors[{i}].input"), &io.input)?;
-            let output = match is_zero(&io.output) {
-                true => input,
-                false => tensor(&format_args!("tensors[{i}].output"), &io.output)?,
-            };
-            Ok::<_, Failure>(RotaryTensor { input, output })
+            let output = optional(&format_args!("tensors[{i}].output"), &io.output)?;
+            Ok::<_, Failure>(RotaryTensor { input, output: output.unwrap_or(input) })
         };
         let first = one(0)?;
         let second = if count == 2 { one(1)? } else { first };
@@ -57,6 +54,25 @@ impl Tensors {
 /// Whether it is left out.
 pub fn is_zero(tensor: &Tensor) -> bool {
     tensor.data.is_null() && tensor.dtype == 0 && tensor.shape == [0; 4] && tensor.stride == [0; 4]
+}
+
+/// A tensor that may be left out.
+pub fn optional(name: &std::fmt::Arguments<'_>, given: &Tensor) -> Result<Option<DeviceTensor>, Failure> {
+    match is_zero(given) {
+        true => Ok(None),
+        false => tensor(name, given).map(Some),
+    }
+}
+
+/// The field of a tensor by what the Rust interface calls it.
+pub fn tensor_field(name: &str) -> &str {
+    match name {
+        "batch" => "shape[0]",
+        "length" => "shape[1]",
+        "heads" => "shape[2]",
+        "head_dim" => "shape[3]",
+        other => other,
+    }
 }
 
 /// A tensor of the caller's, which messages call `name`.

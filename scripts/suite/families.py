@@ -83,6 +83,12 @@ FAMILIES = {
         launch=("src/ops/cache.rs", "src/ops/decode.rs"),
         tests=("tests/gpu/decode/*.rs", "tests/gpu/attention/oracle.rs"),
         bench="gpu_decode",
+        abi=tuple(f"ffi/src/{name}.rs" for name in ("decode", "cache", "abi/cache", "factors")),
+        peers=tuple(
+            f"benches/peers/{program}.py"
+            # Those of attention have what is the same for both.
+            for program in ("decode", "flash_attention3_decode", "attention", "flash_attention3", "worker")
+        ),
         # Each is checked against a reference in f64, on the processor.
         cases_tests=2000,
         cases_sanitizer=3,

@@ -362,17 +362,23 @@ class Sources(unittest.TestCase):
             self.assertIn(("forward", "b1 s16384 h16/16 d96 causal Bf16", "TFLOP/s", "cuDNN"), families.known(name))
             self.assertEqual((len(families.goals(name, "peers")), len(families.goals(name, "bench"))), (10, 0))
 
-    def test_decode_has_no_peers_yet(self):
-        self.assertEqual(families.kinds("rotary"), families.KINDS)
-        self.assertEqual(families.kinds("decode"), ["tests", "sanitizer", "bench"])
+    def test_decode_is_held_to_the_fastest_peer_by_one_part_and_to_its_own_goals_by_another(self):
+        for family in ("rotary", "decode"):
+            self.assertEqual(families.kinds(family), families.KINDS)
         found = families.sources("decode", "tests").keys()
         self.assertLessEqual(
             {"cuda/decode_d128.cu", "cuda/decode_merge.cu", "cuda/include/decode.cuh", "src/ops/cache.rs"}, found
         )
         self.assertIn("tests/gpu/attention/oracle.rs", found)
         self.assertIn("benches/gpu_decode.rs", families.sources("decode", "bench"))
-        own = {(op, peer) for op, _, _, peer in families.goals("decode", "bench")}
-        self.assertEqual(own, {(op, "") for op in ("paged_16", "paged_64", "mixed_lengths", "cold")})
+        peers = families.sources("decode", "peers").keys()
+        self.assertLessEqual({"benches/peers/decode.py", "benches/peers/longrope.py", "ffi/src/decode.rs"}, peers)
+        goals = {kind: {(op, peer) for op, *_, peer in families.goals("decode", kind)} for kind in ("peers", "bench")}
+        own = ("rotate_on_read", "paged_16", "paged_64", "mixed_lengths", "cold", "append")
+        self.assertEqual(goals, {"peers": {("contiguous", "fastest")}, "bench": {(op, "") for op in own}})
+        # What peers were seen to do is of the shapes that the goals are of.
+        held = {key[:3] for key in families.goals("decode", "peers")}
+        self.assertLessEqual(held, {key[:3] for key in families.known("decode")})
 
 
 if __name__ == "__main__":

@@ -184,6 +184,27 @@ fn attribute(device: sys::CUdevice, which: sys::CUdevice_attribute) -> Result<i3
     Ok(value)
 }
 
+/// Copies numbers from device memory, and waits for the stream.
+///
+/// # Safety
+/// The address must be of device memory of the stream's context, with as many numbers.
+pub(crate) unsafe fn download<N: Number>(to: &mut [N], from: u64, stream: Stream) -> Result<(), DeviceError> {
+    if to.is_empty() {
+        return Ok(());
+    }
+    let bytes = size_of_val(to);
+    // SAFETY: the destination has so many bytes, the source by the caller's promise; any bits are a number.
+    let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, bytes, stream.raw()) };
+    check("cuMemcpyDtoHAsync", copied)?;
+    // SAFETY: the stream is the caller's.
+    check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.raw()) })
+}
+
+/// A number of which any bits are one.
+pub(crate) trait Number {}
+impl Number for i32 {}
+impl Number for i64 {}
+
 /// Whether the calling thread has a current context.
 pub(super) fn has_current_context() -> Result<bool, DeviceError> {
     let mut context = std::ptr::null_mut();

@@ -25,6 +25,7 @@ mod tensor;
 
 pub use context::Context;
 pub(crate) use context::{Family, Grid};
+pub(crate) use driver::download;
 pub use driver::{DeviceError, Stream};
 pub use image::is_embedded;
 pub use slice::{Element, SliceTensor, SliceTensorMut};

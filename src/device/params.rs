@@ -616,3 +616,265 @@ impl Default for longrope_decode_params {
         }
     }
 }
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_cache_rotary {
+    pub choices: *const ::core::ffi::c_void,
+    pub choice_kind: i32,
+    pub pairs: i32,
+    pub interleaved: i32,
+    pub parity: i32,
+    pub sets: longrope_factor_sets,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_cache_rotary"][::core::mem::size_of::<longrope_cache_rotary>() - 3136usize];
+    ["Alignment of longrope_cache_rotary"][::core::mem::align_of::<longrope_cache_rotary>() - 8usize];
+    ["Offset of field: longrope_cache_rotary::choices"]
+        [::core::mem::offset_of!(longrope_cache_rotary, choices) - 0usize];
+    ["Offset of field: longrope_cache_rotary::choice_kind"]
+        [::core::mem::offset_of!(longrope_cache_rotary, choice_kind) - 8usize];
+    ["Offset of field: longrope_cache_rotary::pairs"]
+        [::core::mem::offset_of!(longrope_cache_rotary, pairs) - 12usize];
+    ["Offset of field: longrope_cache_rotary::interleaved"]
+        [::core::mem::offset_of!(longrope_cache_rotary, interleaved) - 16usize];
+    ["Offset of field: longrope_cache_rotary::parity"]
+        [::core::mem::offset_of!(longrope_cache_rotary, parity) - 20usize];
+    ["Offset of field: longrope_cache_rotary::sets"]
+        [::core::mem::offset_of!(longrope_cache_rotary, sets) - 24usize];
+};
+impl Default for longrope_cache_rotary {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_decode_rotating_params {
+    pub decode: longrope_decode_params,
+    pub rotary: longrope_cache_rotary,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_decode_rotating_params"]
+        [::core::mem::size_of::<longrope_decode_rotating_params>() - 3504usize];
+    ["Alignment of longrope_decode_rotating_params"]
+        [::core::mem::align_of::<longrope_decode_rotating_params>() - 8usize];
+    ["Offset of field: longrope_decode_rotating_params::decode"]
+        [::core::mem::offset_of!(longrope_decode_rotating_params, decode) - 0usize];
+    ["Offset of field: longrope_decode_rotating_params::rotary"]
+        [::core::mem::offset_of!(longrope_decode_rotating_params, rotary) - 368usize];
+};
+impl Default for longrope_decode_rotating_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_cached_attention_params {
+    pub attention: longrope_attention_params,
+    pub cache: longrope_cache,
+    pub tokens: longrope_new_tokens,
+    pub splits: i32,
+    pub batches: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_cached_attention_params"]
+        [::core::mem::size_of::<longrope_cached_attention_params>() - 512usize];
+    ["Alignment of longrope_cached_attention_params"]
+        [::core::mem::align_of::<longrope_cached_attention_params>() - 8usize];
+    ["Offset of field: longrope_cached_attention_params::attention"]
+        [::core::mem::offset_of!(longrope_cached_attention_params, attention) - 0usize];
+    ["Offset of field: longrope_cached_attention_params::cache"]
+        [::core::mem::offset_of!(longrope_cached_attention_params, cache) - 328usize];
+    ["Offset of field: longrope_cached_attention_params::tokens"]
+        [::core::mem::offset_of!(longrope_cached_attention_params, tokens) - 472usize];
+    ["Offset of field: longrope_cached_attention_params::splits"]
+        [::core::mem::offset_of!(longrope_cached_attention_params, splits) - 504usize];
+    ["Offset of field: longrope_cached_attention_params::batches"]
+        [::core::mem::offset_of!(longrope_cached_attention_params, batches) - 508usize];
+};
+impl Default for longrope_cached_attention_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_cached_attention_rotating_params {
+    pub cached: longrope_cached_attention_params,
+    pub rotary: longrope_cache_rotary,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_cached_attention_rotating_params"]
+        [::core::mem::size_of::<longrope_cached_attention_rotating_params>() - 3648usize];
+    ["Alignment of longrope_cached_attention_rotating_params"]
+        [::core::mem::align_of::<longrope_cached_attention_rotating_params>() - 8usize];
+    ["Offset of field: longrope_cached_attention_rotating_params::cached"]
+        [::core::mem::offset_of!(longrope_cached_attention_rotating_params, cached) - 0usize];
+    ["Offset of field: longrope_cached_attention_rotating_params::rotary"]
+        [::core::mem::offset_of!(longrope_cached_attention_rotating_params, rotary) - 512usize];
+};
+impl Default for longrope_cached_attention_rotating_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_cached_merge_params {
+    pub merge: longrope_merge_params,
+    pub cache: longrope_cache,
+    pub tokens: longrope_new_tokens,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_cached_merge_params"]
+        [::core::mem::size_of::<longrope_cached_merge_params>() - 368usize];
+    ["Alignment of longrope_cached_merge_params"]
+        [::core::mem::align_of::<longrope_cached_merge_params>() - 8usize];
+    ["Offset of field: longrope_cached_merge_params::merge"]
+        [::core::mem::offset_of!(longrope_cached_merge_params, merge) - 0usize];
+    ["Offset of field: longrope_cached_merge_params::cache"]
+        [::core::mem::offset_of!(longrope_cached_merge_params, cache) - 192usize];
+    ["Offset of field: longrope_cached_merge_params::tokens"]
+        [::core::mem::offset_of!(longrope_cached_merge_params, tokens) - 336usize];
+};
+impl Default for longrope_cached_merge_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_append_params {
+    pub cache: longrope_cache,
+    pub tokens: longrope_new_tokens,
+    pub rotary: longrope_cache_rotary,
+    pub q: *const ::core::ffi::c_void,
+    pub q_out: *mut ::core::ffi::c_void,
+    pub k: *const ::core::ffi::c_void,
+    pub v: *const ::core::ffi::c_void,
+    pub q_stride: [i64; 4usize],
+    pub q_out_stride: [i64; 4usize],
+    pub k_stride: [i64; 4usize],
+    pub v_stride: [i64; 4usize],
+    pub status: *mut u32,
+    pub query_heads: i32,
+    pub head_dim: i32,
+    pub keys_unrotated: i32,
+    pub ring_bytes: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_append_params"][::core::mem::size_of::<longrope_append_params>() - 3496usize];
+    ["Alignment of longrope_append_params"][::core::mem::align_of::<longrope_append_params>() - 8usize];
+    ["Offset of field: longrope_append_params::cache"]
+        [::core::mem::offset_of!(longrope_append_params, cache) - 0usize];
+    ["Offset of field: longrope_append_params::tokens"]
+        [::core::mem::offset_of!(longrope_append_params, tokens) - 144usize];
+    ["Offset of field: longrope_append_params::rotary"]
+        [::core::mem::offset_of!(longrope_append_params, rotary) - 176usize];
+    ["Offset of field: longrope_append_params::q"]
+        [::core::mem::offset_of!(longrope_append_params, q) - 3312usize];
+    ["Offset of field: longrope_append_params::q_out"]
+        [::core::mem::offset_of!(longrope_append_params, q_out) - 3320usize];
+    ["Offset of field: longrope_append_params::k"]
+        [::core::mem::offset_of!(longrope_append_params, k) - 3328usize];
+    ["Offset of field: longrope_append_params::v"]
+        [::core::mem::offset_of!(longrope_append_params, v) - 3336usize];
+    ["Offset of field: longrope_append_params::q_stride"]
+        [::core::mem::offset_of!(longrope_append_params, q_stride) - 3344usize];
+    ["Offset of field: longrope_append_params::q_out_stride"]
+        [::core::mem::offset_of!(longrope_append_params, q_out_stride) - 3376usize];
+    ["Offset of field: longrope_append_params::k_stride"]
+        [::core::mem::offset_of!(longrope_append_params, k_stride) - 3408usize];
+    ["Offset of field: longrope_append_params::v_stride"]
+        [::core::mem::offset_of!(longrope_append_params, v_stride) - 3440usize];
+    ["Offset of field: longrope_append_params::status"]
+        [::core::mem::offset_of!(longrope_append_params, status) - 3472usize];
+    ["Offset of field: longrope_append_params::query_heads"]
+        [::core::mem::offset_of!(longrope_append_params, query_heads) - 3480usize];
+    ["Offset of field: longrope_append_params::head_dim"]
+        [::core::mem::offset_of!(longrope_append_params, head_dim) - 3484usize];
+    ["Offset of field: longrope_append_params::keys_unrotated"]
+        [::core::mem::offset_of!(longrope_append_params, keys_unrotated) - 3488usize];
+    ["Offset of field: longrope_append_params::ring_bytes"]
+        [::core::mem::offset_of!(longrope_append_params, ring_bytes) - 3492usize];
+};
+impl Default for longrope_append_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_cache_rerotate_params {
+    pub cache: longrope_cache,
+    pub from: longrope_cache_rotary,
+    pub to: longrope_cache_rotary,
+    pub status: *mut u32,
+    pub head_dim: i32,
+    pub ring_bytes: i32,
+    pub same_sets: i32,
+    pub padding: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_cache_rerotate_params"]
+        [::core::mem::size_of::<longrope_cache_rerotate_params>() - 6440usize];
+    ["Alignment of longrope_cache_rerotate_params"]
+        [::core::mem::align_of::<longrope_cache_rerotate_params>() - 8usize];
+    ["Offset of field: longrope_cache_rerotate_params::cache"]
+        [::core::mem::offset_of!(longrope_cache_rerotate_params, cache) - 0usize];
+    ["Offset of field: longrope_cache_rerotate_params::from"]
+        [::core::mem::offset_of!(longrope_cache_rerotate_params, from) - 144usize];
+    ["Offset of field: longrope_cache_rerotate_params::to"]
+        [::core::mem::offset_of!(longrope_cache_rerotate_params, to) - 3280usize];
+    ["Offset of field: longrope_cache_rerotate_params::status"]
+        [::core::mem::offset_of!(longrope_cache_rerotate_params, status) - 6416usize];
+    ["Offset of field: longrope_cache_rerotate_params::head_dim"]
+        [::core::mem::offset_of!(longrope_cache_rerotate_params, head_dim) - 6424usize];
+    ["Offset of field: longrope_cache_rerotate_params::ring_bytes"]
+        [::core::mem::offset_of!(longrope_cache_rerotate_params, ring_bytes) - 6428usize];
+    ["Offset of field: longrope_cache_rerotate_params::same_sets"]
+        [::core::mem::offset_of!(longrope_cache_rerotate_params, same_sets) - 6432usize];
+    ["Offset of field: longrope_cache_rerotate_params::padding"]
+        [::core::mem::offset_of!(longrope_cache_rerotate_params, padding) - 6436usize];
+};
+impl Default for longrope_cache_rerotate_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}

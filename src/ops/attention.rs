@@ -167,7 +167,8 @@ impl Attention {
         let kernel = kernel.ok_or_else(|| unsupported_head_dim(head_dim))?;
         let tiles = longest.div_ceil(kernel.rows);
         let group = heads / k.layout.heads();
-        let section_heads = section_heads(k, heads);
+        let key_bytes = 2 * k.dtype.size() * k.layout.head_dim();
+        let section_heads = section_heads(key_bytes, k.layout.length(), k.layout.heads(), heads);
         let sections = heads.div_ceil(section_heads);
         let blocks = [sections, section_heads, tiles]
             .into_iter()
@@ -295,12 +296,11 @@ fn workspace_bytes(plan: Option<&Plan>) -> usize {
     plan.map_or(0, |plan| plan.workspace_bytes)
 }
 
-/// Query heads that are worked on together: whole groups, and so many that their keys and values fit the second-level cache
-/// beside what else is there.
-fn section_heads(k: &DeviceTensor, heads: usize) -> usize {
+/// Query heads that are worked on together: whole groups, and so many that their keys and values (`key_bytes` each, of one head)
+/// fit the second-level cache beside what else is there.
+pub(super) fn section_heads(key_bytes: usize, keys: usize, key_heads: usize, heads: usize) -> usize {
     const CACHE_BYTES: usize = 32 << 20;
-    let key_heads = k.layout.heads();
-    let bytes = (2 * k.dtype.size() * k.layout.head_dim()).saturating_mul(k.layout.length()).max(1);
+    let bytes = key_bytes.saturating_mul(keys).max(1);
     let sections = key_heads.div_ceil((CACHE_BYTES / bytes).clamp(1, key_heads));
     // Of equal size, as far as that goes.
     key_heads.div_ceil(sections) * (heads / key_heads)

@@ -81,6 +81,61 @@ macro_rules! hopper {
 /// bf16 and f16.
 static HOPPER: [HeadDim<2>; 2] = [hopper!(64, consumers 3, stages 3), hopper!(128, consumers 2, stages 2)];
 
+/// The instances over a cache, in `cuda/attention_cached_d*.cu`, for head dimensions up to one.
+struct CachedHeadDim {
+    image: &'static str,
+    dim: usize,
+    /// bf16 and f16.
+    kernels: [CachedKernel; 2],
+}
+
+/// An instance over a cache: as the portable kernel with vectors.
+#[derive(Debug)]
+pub(super) struct CachedKernel {
+    /// Over keys as they are, and over keys that are rotated while they are read.
+    pub(super) names: [&'static str; 2],
+    /// Queries a block.
+    pub(super) rows: usize,
+    /// Bytes of shared memory a block.
+    pub(super) shared_bytes: u32,
+}
+
+macro_rules! cached {
+    ($dim:literal, rows $rows:literal, keys $keys:literal, stages $stages:literal) => {
+        CachedHeadDim {
+            image: concat!("attention_cached_d", $dim),
+            dim: $dim,
+            kernels: [
+                cached!(@ $dim, "bf16", $rows, $keys, $stages),
+                cached!(@ $dim, "f16", $rows, $keys, $stages),
+            ],
+        }
+    };
+    (@ $dim:literal, $name:literal, $rows:literal, $keys:literal, $stages:literal) => {
+        CachedKernel {
+            names: [
+                concat!("longrope_attention_cached_d", $dim, "_", $name),
+                concat!("longrope_attention_cached_rotating_d", $dim, "_", $name),
+            ],
+            rows: $rows,
+            shared_bytes: 2 * $dim * ($rows + 2 * $stages * $keys),
+        }
+    };
+}
+
+static CACHED: [CachedHeadDim; 4] = [
+    cached!(64, rows 128, keys 112, stages 1),
+    cached!(96, rows 128, keys 64, stages 2),
+    cached!(128, rows 128, keys 64, stages 2),
+    cached!(256, rows 64, keys 64, stages 1),
+];
+
+/// The kernel over a cache, for a type of 16 bits and a head dimension; `None` beyond 256.
+pub(super) fn cached(dtype: Dtype, head_dim: usize) -> Option<&'static CachedKernel> {
+    let instances = CACHED.iter().find(|instances| head_dim <= instances.dim)?;
+    Some(&instances.kernels[usize::from(dtype == Dtype::F16)])
+}
+
 /// The instances for a head dimension.
 fn instances<const N: usize>(table: &'static [HeadDim<N>], head_dim: usize) -> Option<&'static [Kernel; N]> {
     Some(&table.iter().find(|instances| head_dim <= instances.dim)?.kernels)
@@ -110,6 +165,17 @@ pub(in crate::ops) fn families() -> Vec<Family> {
     }
     let portable = PORTABLE.iter().map(|instances| family(instances, None));
     portable.chain(HOPPER.iter().map(|instances| family(instances, Some((9, 0))))).collect()
+}
+
+/// The same of the kernels over a cache.
+pub(in crate::ops) fn cached_families() -> Vec<Family> {
+    let family = |instances: &CachedHeadDim| Family {
+        image: instances.image,
+        kernels: instances.kernels.iter().flat_map(|kernel| kernel.names).collect(),
+        shared_bytes: instances.kernels[0].shared_bytes,
+        only_on: None,
+    };
+    CACHED.iter().map(family).collect()
 }
 
 #[cfg(test)]

@@ -83,12 +83,18 @@ impl Cache {
         self.pages.map_or(self.k.layout.batch(), |pages| pages.sequences)
     }
 
-    /// Whether the cache means something, be it offered or not. `q` is the tensor of new tokens; `idle`: there is nothing to do,
-    /// so that no address is needed.
-    pub(super) fn check(&self, q: &DeviceTensor, idle: bool) -> Result<(), Error> {
+    /// The tokens that there is room for of each sequence.
+    pub(super) fn capacity(&self) -> usize {
+        let page_size = self.k.layout.length();
+        self.pages.map_or(page_size, |pages| pages.width.saturating_mul(page_size))
+    }
+
+    /// Whether the cache means something, be it offered or not, and fits a tensor of this name. `idle`: there is nothing to do, so
+    /// that no address is needed.
+    pub(super) fn check(&self, name: &str, tensor: &DeviceTensor, idle: bool) -> Result<(), Error> {
         let Self { k, v, .. } = self;
-        if k.layout.head_dim() != q.layout.head_dim() {
-            let expected = format!("{}, as q", q.layout.head_dim());
+        if k.layout.head_dim() != tensor.layout.head_dim() {
+            let expected = format!("{}, as {name}", tensor.layout.head_dim());
             return Err(Error::argument("cache.k.head_dim", k.layout.head_dim(), expected));
         }
         if v.layout.shape() != k.layout.shape() {
@@ -98,20 +104,19 @@ impl Cache {
                 format!("{:?}, as k", k.layout.shape()),
             ));
         }
-        for (name, tensor) in [("cache.k", k), ("cache.v", v)] {
-            if tensor.dtype != q.dtype {
-                let expected = format!("{:?}, as q", q.dtype);
-                return Err(Error::argument(
-                    format!("{name}.dtype"),
-                    format!("{:?}", tensor.dtype),
-                    expected,
-                ));
+        for (part, one) in [("cache.k", k), ("cache.v", v)] {
+            if one.dtype != tensor.dtype {
+                let expected = format!("{:?}, as {name}", tensor.dtype);
+                return Err(Error::argument(format!("{part}.dtype"), format!("{:?}", one.dtype), expected));
             }
-            let needs_none = idle || tensor.layout.is_empty();
-            check_address(name, Some(tensor.address), tensor.dtype.size() as u64, needs_none)?;
+            let needs_none = idle || one.layout.is_empty();
+            check_address(part, Some(one.address), one.dtype.size() as u64, needs_none)?;
         }
         if let Some(pages) = self.pages {
             check_address("cache.pages", Some(pages.address), 4, idle || pages.width == 0)?;
+            if pages.stride < 0 {
+                return Err(Error::argument("cache.pages.stride", pages.stride, "at least 0"));
+            }
         }
         let (lengths, size) = match self.lengths {
             DeviceLengths::I32(address) => (address, 4),
@@ -137,6 +142,11 @@ impl Cache {
             let expected = format!("pages of a multiple of {PAGE_UNIT} tokens up to {MAX_PAGE}");
             return Err(Error::unsupported("cache.k.length", size, expected));
         }
+        let ids = i64::try_from(pages.sequences).ok().and_then(|count| pages.stride.checked_mul(count));
+        if ids.is_none_or(|ids| ids > 1 << 48) {
+            let expected = format!("a table of at most 2^48 ids, of {} sequences", pages.sequences);
+            return Err(Error::unsupported("cache.pages.stride", pages.stride, expected));
+        }
         // The kernels count the tokens of a table in 32 bits.
         if pages.width.checked_mul(size).is_none_or(|capacity| capacity > 1 << 31) {
             let expected = format!("at most 2^31 tokens of a sequence, in pages of {size}");
@@ -161,7 +171,7 @@ impl Cache {
             table_stride: self.pages.map_or(0, |table| table.stride),
             pages: pages as i64,
             page_size: page_size as i64,
-            capacity: self.pages.map_or(page_size, |table| table.width * page_size) as i64,
+            capacity: self.capacity() as i64,
             lengths: pointer(lengths),
             lengths_are_wide,
             sequences: self.sequences() as i32,
@@ -181,17 +191,20 @@ impl NewTokens {
         }
     }
 
-    /// Whether a tensor of new tokens fits the sequences; `idle` as in [`Cache::check`].
-    pub(super) fn check(&self, q: &DeviceTensor, sequences: usize, idle: bool) -> Result<(), Error> {
-        let batch = q.layout.batch();
+    /// Whether a tensor of new tokens, of this name, fits the sequences; `idle` as in [`Cache::check`].
+    pub(super) fn check(
+        &self,
+        name: &str,
+        tensor: &DeviceTensor,
+        sequences: usize,
+        idle: bool,
+    ) -> Result<(), Error> {
+        let batch = tensor.layout.batch();
+        let wrong = |expected| Err(Error::argument(format!("{name}.batch"), batch, expected));
         match self {
-            Self::Dense if batch != sequences => {
-                Err(Error::argument("q.batch", batch, format!("{sequences}, the sequences of the cache")))
-            }
+            Self::Dense if batch != sequences => wrong(format!("{sequences}, the sequences of the cache")),
             Self::Dense => Ok(()),
-            Self::Packed(_) if batch != 1 => {
-                Err(Error::argument("q.batch", batch, "1, since the new tokens are packed"))
-            }
+            Self::Packed(_) if batch != 1 => wrong("1, since the new tokens are packed".to_owned()),
             Self::Packed(packed) => {
                 let size = if packed.kind == Starts::I64 { 8 } else { 4 };
                 check_address("tokens.starts", Some(packed.starts), size, idle)
@@ -228,16 +241,16 @@ pub(super) fn check_vectors(name: &str, tensor: &DeviceTensor) -> Result<(), Err
 }
 
 /// What every operation on a cache asks of its types and sizes.
-pub(super) fn check_elements(q: &DeviceTensor) -> Result<(), Error> {
-    if q.dtype == Dtype::F32 {
-        return Err(Error::unsupported("q.dtype", "F32", "F16 or Bf16"));
+pub(super) fn check_elements(name: &str, tensor: &DeviceTensor) -> Result<(), Error> {
+    if tensor.dtype == Dtype::F32 {
+        return Err(Error::unsupported(format!("{name}.dtype"), "F32", "F16 or Bf16"));
     }
-    let (heads, head_dim) = (q.layout.heads(), q.layout.head_dim());
+    let (heads, head_dim) = (tensor.layout.heads(), tensor.layout.head_dim());
     if !head_dim.is_multiple_of(8) || head_dim > 256 {
-        return Err(Error::unsupported("q.head_dim", head_dim, "a multiple of 8 up to 256"));
+        return Err(Error::unsupported(format!("{name}.head_dim"), head_dim, "a multiple of 8 up to 256"));
     }
     if heads > 1 << 20 {
-        return Err(Error::unsupported("q.heads", heads, "at most 2^20 heads"));
+        return Err(Error::unsupported(format!("{name}.heads"), heads, "at most 2^20 heads"));
     }
     Ok(())
 }

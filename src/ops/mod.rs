@@ -7,22 +7,35 @@
 
 use crate::device::Family;
 
+mod append;
 mod attention;
 mod attention_kernels;
 mod cache;
+mod cache_launch;
+mod cache_rerotate;
+mod cache_rotary;
+mod cache_validate;
+mod cached_attention;
 mod decode;
+mod decode_kernels;
 mod factors;
 mod merge;
+mod prefill;
 mod rotary;
 mod rotary_launch;
 mod rotary_slices;
 mod rotary_table;
 mod workspace;
 
+pub use append::{Append, AppendTensors, CachedKeys};
 pub use attention::{Attention, AttentionTensors, BAD_SEQUENCE, Packed, Sequences, Starts};
 pub use cache::{BAD_LENGTH, BAD_PAGE, Cache, DeviceLengths, NewTokens, PackedTokens, PageTable};
-pub use decode::{Decode, DecodeTensors, Split};
+pub use cache_rerotate::RerotateCache;
+pub use cache_rotary::{CacheChoices, CacheRotary};
+pub use cached_attention::DecodeTensors;
+pub use decode::{Decode, Split};
 pub use merge::{Merge, Parts};
+pub use prefill::Prefill;
 pub use rotary::{BAD_CHOICE, DeviceChoices, DevicePositions, Rerotate, Rotary, RotaryTensor};
 pub use rotary_slices::{RerotateOnSlices, RotaryOnSlices, SliceChoices, SlicePositions, SliceRotary};
 pub use rotary_table::{RotaryByTable, SetTable};
@@ -33,6 +46,8 @@ pub(crate) fn kernel_families() -> Vec<Family> {
     let mut families = attention::families();
     families.push(rotary_launch::family());
     families.push(merge::family());
-    families.extend(decode::families());
+    families.extend(decode_kernels::families());
+    families.push(cache_launch::family());
+    families.extend(prefill::families());
     families
 }

@@ -76,23 +76,16 @@ impl Launch {
 
     fn many(work: &Work) -> Result<Self, Error> {
         let tokens = work.batch * work.length;
-        let chunks = if work.vector { work.pairs / (16 / work.dtype.size()) } else { work.pairs };
-        let shape = Shape::new(tokens, work.heads, chunks);
-        let blocks = u32::try_from(tokens.div_ceil(shape.tokens)).ok().filter(|blocks| *blocks < 1 << 31);
+        let block = block(tokens, work.heads, work.pairs, work.vector.then_some(16 / work.dtype.size()));
+        let blocks = u32::try_from(tokens.div_ceil(block.tokens)).ok().filter(|blocks| *blocks < 1 << 31);
         let blocks = blocks.ok_or_else(|| {
             Error::unsupported("tensors", format!("{tokens} tokens"), "fewer than 2^31 tokens")
         })?;
-        let threads = chunks * shape.heads * shape.tokens;
-        let ring = if work.vector { STAGES.min(shape.steps) * STEP_BYTES * threads } else { 0 };
         let kernel = kernel(work.dtype, work.pairing, if work.vector { VECTOR } else { STRIDED });
         Ok(Self {
             kernel: kernel[work.source as usize],
-            grid: Grid {
-                blocks,
-                threads: [chunks as u32, shape.heads as u32, shape.tokens as u32],
-                shared_bytes: (ring + shape.tokens * work.pairs * 8) as u32,
-            },
-            ring_bytes: ring as i32,
+            grid: Grid { blocks, threads: block.threads, shared_bytes: block.shared_bytes },
+            ring_bytes: block.ring_bytes,
             token_blocks: 0,
             token_blocks_reciprocal: 0,
             length_reciprocal: 0,
@@ -129,6 +122,30 @@ impl Launch {
 /// What the kernel multiplies by instead of dividing by `divisor`, which is not 0.
 fn reciprocal(divisor: u32) -> u32 {
     (1u32 << 31).div_ceil(divisor)
+}
+
+/// A block of `rotate_tokens` (`rotary.cuh`).
+pub(super) struct Block {
+    /// Tokens that it takes at a time.
+    pub(super) tokens: usize,
+    pub(super) threads: [u32; 3],
+    /// Of the ring and of the angles.
+    pub(super) shared_bytes: u32,
+    pub(super) ring_bytes: i32,
+}
+
+/// The block for so many tokens. `lanes`: elements of a vector, if they move by vectors.
+pub(super) fn block(tokens: usize, heads: usize, pairs: usize, lanes: Option<usize>) -> Block {
+    let chunks = lanes.map_or(pairs, |lanes| pairs / lanes);
+    let shape = Shape::new(tokens, heads, chunks);
+    let threads = chunks * shape.heads * shape.tokens;
+    let ring = if lanes.is_some() { STAGES.min(shape.steps) * STEP_BYTES * threads } else { 0 };
+    Block {
+        tokens: shape.tokens,
+        threads: [chunks as u32, shape.heads as u32, shape.tokens as u32],
+        shared_bytes: (ring + shape.tokens * pairs * 8) as u32,
+        ring_bytes: ring as i32,
+    }
 }
 
 /// How the work of many tokens is laid out over blocks and threads.

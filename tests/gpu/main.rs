@@ -5,6 +5,7 @@
 
 mod attention;
 mod buffer;
+mod cache;
 mod decode;
 #[path = "../cpu/random.rs"]
 mod random;
@@ -29,8 +30,12 @@ fn main() {
         Ok(gpu) => (Some(Arc::new(gpu)), String::new()),
         Err(reason) => (None, reason),
     };
-    let families =
-        [("rotary", rotary::tests()), ("attention", attention::tests()), ("decode", decode::tests())];
+    let families = [
+        ("rotary", rotary::tests()),
+        ("attention", attention::tests()),
+        ("decode", decode::tests()),
+        ("decode", cache::tests()),
+    ];
     let tests =
         families.into_iter().flat_map(|(family, tests)| tests.into_iter().map(move |test| (family, test)));
     let trials = tests

@@ -9,7 +9,7 @@ use longrope::ops::{
 
 use crate::{SOMEWHERE, not_offered, tensor, wrong};
 
-type Arguments = (Decode, DecodeTensors);
+type Arguments = (Decode<'static>, DecodeTensors);
 
 /// Decoding that is right: 2 new tokens of 3 sequences, 4 query heads over 2 key heads, pages of 32 tokens.
 fn right() -> Arguments {

@@ -7,8 +7,9 @@ use longrope::device::Context;
 use longrope::scaling::FactorSets;
 
 use crate::abi::{
-    AttentionDesc, AttentionTensors, Dtype, Frequencies, MergeParts, Positions, RerotateDesc, RotaryDesc,
-    Status, Tensor, TensorIo,
+    AppendDesc, AppendTensors, AttentionDesc, AttentionTensors, DecodeDesc, DecodeTensors, Dtype,
+    Frequencies, KvCache, MergeParts, Positions, RerotateCacheDesc, RerotateDesc, RotaryDesc, Status, Tensor,
+    TensorIo,
 };
 use crate::library::built;
 
@@ -69,6 +70,44 @@ functions! {
     merge_supported: fn(*const MergeParts, *const Tensor, *const Tensor) -> i32;
     merge_workspace_size: fn(*const MergeParts, *const Tensor, *const Tensor, *mut usize) -> i32;
     merge_run: fn(*const Context, *const MergeParts, *const Tensor, *const Tensor, *mut c_void) -> i32;
+    append_supported: fn(*const AppendDesc, *const KvCache, *const AppendTensors) -> i32;
+    append_workspace_size: fn(*const AppendDesc, *const KvCache, *const AppendTensors, *mut usize) -> i32;
+    append_run: fn(
+        *const Context,
+        *const AppendDesc,
+        *const KvCache,
+        *const AppendTensors,
+        *mut c_void
+    ) -> i32;
+    append_validate: fn(
+        *const Context,
+        *const AppendDesc,
+        *const KvCache,
+        *const AppendTensors,
+        *mut c_void
+    ) -> i32;
+    decode_supported: fn(*const DecodeDesc, *const KvCache, *const DecodeTensors) -> i32;
+    decode_workspace_size: fn(*const DecodeDesc, *const KvCache, *const DecodeTensors, *mut usize) -> i32;
+    decode_run: fn(
+        *const Context,
+        *const DecodeDesc,
+        *const KvCache,
+        *const DecodeTensors,
+        *mut c_void,
+        usize,
+        *mut c_void
+    ) -> i32;
+    decode_validate: fn(
+        *const Context,
+        *const DecodeDesc,
+        *const KvCache,
+        *const DecodeTensors,
+        *mut c_void
+    ) -> i32;
+    rerotate_cache_supported: fn(*const RerotateCacheDesc, *const KvCache) -> i32;
+    rerotate_cache_workspace_size: fn(*const RerotateCacheDesc, *const KvCache, *mut usize) -> i32;
+    rerotate_cache_run: fn(*const Context, *const RerotateCacheDesc, *const KvCache, *mut c_void) -> i32;
+    rerotate_cache_validate: fn(*const Context, *const RerotateCacheDesc, *const KvCache, *mut c_void) -> i32;
 }
 
 /// The library, opened once.

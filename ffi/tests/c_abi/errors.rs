@@ -340,7 +340,7 @@ fn re_rotations_are_checked_as_rotations_are() {
     assert_eq!(ask(&good), (Status::Ok, String::new()));
     refused(ask(null()), Invalid, "desc: NULL");
     refused(ask(&RerotateDesc { struct_size: 40, ..good }), Invalid, "desc.struct_size: 40");
-    refused(ask(&RerotateDesc { to: null(), ..good }), Invalid, "to: desc: NULL");
+    refused(ask(&RerotateDesc { to: null(), ..good }), Invalid, "to: NULL");
     refused(ask(&RerotateDesc { from: null(), ..good }), Invalid, "from: NULL");
     refused(ask(&RerotateDesc { from_choice_kind: 9, ..good }), Invalid, "from_choice_kind: 9");
     refused(ask(&RerotateDesc { from_choice_length: -9, ..good }), Invalid, "from_choice_length: -9");
@@ -351,7 +351,7 @@ fn re_rotations_are_checked_as_rotations_are() {
     refused(
         ask(&RerotateDesc { to: &RotaryDesc { struct_size: 0, ..to }, ..good }),
         Invalid,
-        "to: desc.struct_size: 0",
+        "to.struct_size: 0",
     );
     refused(ask(&RerotateDesc { to: &RotaryDesc { pairing: 9, ..to }, ..good }), Invalid, "to.pairing: 9");
     refused(ask(&RerotateDesc { to: &RotaryDesc { sets: null(), ..to }, ..good }), Invalid, "to.sets: NULL");

@@ -27,9 +27,9 @@ int cuDeviceGet(int *device, int ordinal) {
     return ordinal == 0 ? 0 : 101;
 }
 
-/* 75 and 76 are the numbers of the compute capability. */
+/* 75 and 76 are the numbers of the compute capability, 16 that of how many multiprocessors there are. */
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
-    *value = attribute == 75 ? MAJOR : attribute == 76 ? MINOR : 0;
+    *value = attribute == 75 ? MAJOR : attribute == 76 ? MINOR : attribute == 16 ? 4 : 0;
     return device == 0 ? 0 : 101;
 }
 
@@ -170,10 +170,79 @@ static void print_merge(const longrope_merge_params *p) {
            (int)p->heads, (int)p->head_dim);
 }
 
+static void print_cache(const longrope_cache *c) {
+    printf("driver:   cache k %p v %p, %lld pages of %lld, %d heads\n", c->k, c->v, (long long)c->pages,
+           (long long)c->page_size, (int)c->key_heads);
+    print_stride("k", c->k_stride);
+    print_stride("v", c->v_stride);
+    printf("driver:   table %p by %lld, %d sequences of up to %lld, lengths %p wide %d\n", (const void *)c->page_table,
+           (long long)c->table_stride, (int)c->sequences, (long long)c->capacity, c->lengths,
+           (int)c->lengths_are_wide);
+}
+
+static void print_tokens(const longrope_new_tokens *t) {
+    printf("driver:   tokens: at most %lld of %lld, starts %p wide %d\n", (long long)t->most, (long long)t->total,
+           t->starts, (int)t->starts_are_wide);
+}
+
+static void print_cache_rotary(const char *name, const longrope_cache_rotary *r) {
+    printf("driver:   %s: choices %d %p pairs %d interleaved %d parity %d\n", name, (int)r->choice_kind, r->choices,
+           (int)r->pairs, (int)r->interleaved, (int)r->parity);
+    print_sets(name, &r->sets);
+}
+
+static void print_decode(const char *name, unsigned blocks, const longrope_decode_params *p) {
+    printf("driver:   kernel %s, %u blocks\n", name, blocks);
+    if (strncmp(name, "longrope_decode_merge_", 22) == 0) return;
+    print_cache(&p->cache);
+    print_tokens(&p->tokens);
+    if (strncmp(name, "longrope_decode_rotating_", 25) == 0) {
+        print_cache_rotary("rotary", &((const longrope_decode_rotating_params *)p)->rotary);
+    }
+    printf("driver:   q %p out %p f32 %d\n", p->q, p->out, (int)p->out_is_f32);
+    print_stride("q", p->q_stride);
+    print_stride("out", p->out_stride);
+    print_rows("lse", (const void *)p->lse, p->lse_stride);
+    printf("driver:   window %lld splits %d parts %p scale %.6g negated %d status %p\n", (long long)p->window,
+           (int)p->splits, (void *)p->parts, p->scale_log2 / 1.4426950408889634, (int)p->negate, (void *)p->status);
+    printf("driver:   %d heads, groups of %d, head_dim %d\n", (int)p->query_heads, (int)p->group, (int)p->head_dim);
+}
+
+static void print_append(const char *name, const longrope_append_params *p) {
+    printf("driver:   kernel %s\n", name);
+    print_cache(&p->cache);
+    print_tokens(&p->tokens);
+    print_cache_rotary("rotary", &p->rotary);
+    printf("driver:   q %p to %p, k %p v %p\n", p->q, p->q_out, p->k, p->v);
+    print_stride("q", p->q_stride);
+    print_stride("q to", p->q_out_stride);
+    print_stride("k", p->k_stride);
+    print_stride("v", p->v_stride);
+    printf("driver:   %d query heads, head_dim %d, unrotated %d status %p\n", (int)p->query_heads, (int)p->head_dim,
+           (int)p->keys_unrotated, (void *)p->status);
+}
+
+static void print_cache_rerotate(const char *name, const longrope_cache_rerotate_params *p) {
+    printf("driver:   kernel %s\n", name);
+    print_cache(&p->cache);
+    print_cache_rotary("from", &p->from);
+    print_cache_rotary("to", &p->to);
+    printf("driver:   same sets %d head_dim %d status %p\n", (int)p->same_sets, (int)p->head_dim, (void *)p->status);
+}
+
+/* Device memory is host memory here. */
+int cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *stream) {
+    if (stream == (void *)0xbad) return 700;
+    memcpy(to, (const void *)(uintptr_t)from, bytes);
+    return 0;
+}
+
+int cuStreamSynchronize(void *stream) { return stream == (void *)0xbad ? 700 : 0; }
+
 int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned ty, unsigned tz,
                    unsigned shared, void *stream, void **arguments, void **extra) {
     const kernel *const k = given;
-    (void)x, (void)y, (void)z, (void)threads, (void)ty, (void)tz, (void)extra;
+    (void)y, (void)z, (void)threads, (void)ty, (void)tz, (void)extra;
     if (shared > k->shared) return 1;
     if (stream == (void *)0xbad) return 700;
     printf("driver: cuLaunchKernel %.17s on stream %p\n", k->name, stream);
@@ -181,6 +250,12 @@ int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned thr
         print_attention(arguments[0]);
     } else if (strncmp(k->name, "longrope_merge_", 15) == 0) {
         print_merge(arguments[0]);
+    } else if (strncmp(k->name, "longrope_decode_", 16) == 0) {
+        print_decode(k->name, x, arguments[0]);
+    } else if (strncmp(k->name, "longrope_append_", 16) == 0) {
+        print_append(k->name, arguments[0]);
+    } else if (strncmp(k->name, "longrope_cache_rerotate_", 24) == 0) {
+        print_cache_rerotate(k->name, arguments[0]);
     } else {
         print_rotary(k->name, arguments[0]);
     }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::abi::{
-    Angles, AttentionDesc, AttentionTensors, Choices, Dtype, Frequencies, MergeParts, Pairing, Positions,
-    RerotateDesc, RotaryDesc, Sequences, Status, Tensor, TensorIo,
+    Angles, AppendDesc, AppendTensors, AttentionDesc, AttentionTensors, CacheRotaryDesc, CachedKeys, Choices,
+    DecodeDesc, DecodeTensors, Dtype, Frequencies, KvCache, MergeParts, NewTokens, Pages, Pairing, Positions,
+    RerotateCacheDesc, RerotateDesc, RotaryDesc, Sequences, Status, Tensor, TensorIo,
 };
 use crate::header;
 use crate::library::{Language, Link, Program, package, stdout};
@@ -12,7 +13,7 @@ use crate::library::{Language, Link, Program, package, stdout};
 type Fields = &'static [(&'static str, usize, usize)];
 
 /// Every struct: its name in C, its size, its fields.
-const STRUCTS: [(&str, usize, Fields); 9] = [
+const STRUCTS: [(&str, usize, Fields); 17] = [
     ("longrope_frequencies", size_of::<Frequencies<f64>>(), Frequencies::<f64>::FIELDS),
     ("longrope_frequencies_f32", size_of::<Frequencies<f32>>(), Frequencies::<f32>::FIELDS),
     ("longrope_tensor", size_of::<Tensor>(), Tensor::FIELDS),
@@ -22,6 +23,14 @@ const STRUCTS: [(&str, usize, Fields); 9] = [
     ("longrope_attention_desc", size_of::<AttentionDesc>(), AttentionDesc::FIELDS),
     ("longrope_attention_tensors", size_of::<AttentionTensors>(), AttentionTensors::FIELDS),
     ("longrope_merge_parts", size_of::<MergeParts>(), MergeParts::FIELDS),
+    ("longrope_kv_cache", size_of::<KvCache>(), KvCache::FIELDS),
+    ("longrope_new_tokens", size_of::<NewTokens>(), NewTokens::FIELDS),
+    ("longrope_cache_rotary_desc", size_of::<CacheRotaryDesc>(), CacheRotaryDesc::FIELDS),
+    ("longrope_append_desc", size_of::<AppendDesc>(), AppendDesc::FIELDS),
+    ("longrope_append_tensors", size_of::<AppendTensors>(), AppendTensors::FIELDS),
+    ("longrope_decode_desc", size_of::<DecodeDesc>(), DecodeDesc::FIELDS),
+    ("longrope_decode_tensors", size_of::<DecodeTensors>(), DecodeTensors::FIELDS),
+    ("longrope_rerotate_cache_desc", size_of::<RerotateCacheDesc>(), RerotateCacheDesc::FIELDS),
 ];
 
 /// Every enum: its name in C, and its constants.
@@ -39,6 +48,8 @@ fn enums() -> Vec<(&'static str, BTreeMap<String, i32>)> {
         ("longrope_positions", constants!(Positions)),
         ("longrope_choices", constants!(Choices)),
         ("longrope_sequences", constants!(Sequences)),
+        ("longrope_pages", constants!(Pages)),
+        ("longrope_cached_keys", constants!(CachedKeys)),
     ]
 }
 
@@ -84,6 +95,8 @@ fn structs_and_constants_are_the_same_in_c_and_in_the_library() {
     }
     expected.insert("LONGROPE_BAD_CHOICE".into(), i64::from(longrope::ops::BAD_CHOICE));
     expected.insert("LONGROPE_BAD_SEQUENCE".into(), i64::from(longrope::ops::BAD_SEQUENCE));
+    expected.insert("LONGROPE_BAD_LENGTH".into(), i64::from(longrope::ops::BAD_LENGTH));
+    expected.insert("LONGROPE_BAD_PAGE".into(), i64::from(longrope::ops::BAD_PAGE));
     let version = format!("LONGROPE_VERSION == {}", version());
     expected.insert(version, 1);
     expected.insert("LONGROPE_VERSION == longrope_version()".into(), 1);
@@ -144,9 +157,14 @@ fn the_sizes_that_callers_may_give_are_those_of_the_first_version() {
             line.trim().strip_prefix("const FIRST_SIZE: usize = ")?.strip_suffix(';')?.parse().ok()
         })
         .collect();
-    assert_eq!(sizes, [72, 72, 48, 96]);
+    assert_eq!(sizes, [72, 72, 48, 96, 216, 40, 48, 64, 32]);
     assert_eq!(size_of::<Frequencies<f64>>(), 72);
     assert_eq!(size_of::<RotaryDesc>(), 72);
     assert_eq!(size_of::<RerotateDesc>(), 48);
     assert_eq!(size_of::<AttentionDesc>(), 96);
+    assert_eq!(size_of::<KvCache>(), 216);
+    assert_eq!(size_of::<CacheRotaryDesc>(), 40);
+    assert_eq!(size_of::<AppendDesc>(), 48);
+    assert_eq!(size_of::<DecodeDesc>(), 64);
+    assert_eq!(size_of::<RerotateCacheDesc>(), 32);
 }

@@ -5,6 +5,7 @@ mod abi;
 mod api;
 mod attention_errors;
 mod attention_oracle;
+mod cache_errors;
 mod drivers;
 mod errors;
 mod examples;

@@ -2,7 +2,7 @@
 
 mod contract;
 mod forward;
-mod model;
+pub mod model;
 
 /// Every test of the family.
 pub fn tests() -> Vec<crate::Test> {

@@ -103,7 +103,7 @@ fn shuffled(count: usize, seed: u64) -> Vec<usize> {
 
 impl Problem {
     /// Bits of the queries, keys and values of a sequence, `[tokens, heads, head_dim]`.
-    fn elements(&self, sequence: &Sequence) -> [Vec<u32>; 3] {
+    pub fn elements(&self, sequence: &Sequence) -> [Vec<u32>; 3] {
         let [query_heads, key_heads] = self.heads;
         let random = |which: u64, rows: usize, largest| {
             random_bits(self.dtype, sequence.seed ^ which << 32, rows * self.head_dim, largest)
@@ -115,23 +115,27 @@ impl Problem {
         ]
     }
 
+    /// What is asked of the reference for a sequence.
+    pub fn reference(&self, sequence: &Sequence) -> reference::Problem {
+        reference::Problem {
+            query_heads: self.heads[0],
+            key_heads: self.heads[1],
+            query_length: sequence.fresh,
+            key_length: sequence.length,
+            head_dim: self.head_dim,
+            scale: f64::from(self.scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt())),
+            causal: true,
+            window: self.window,
+            query_offset: sequence.length as i64 - sequence.fresh as i64,
+            key_offset: 0,
+        }
+    }
+
     /// The exact result of each sequence.
     pub fn exact(&self) -> Vec<Exact> {
         let one = |sequence: &Sequence| {
             let [q, k, v] = self.elements(sequence).map(|bits| decode(self.dtype, &bits));
-            let problem = reference::Problem {
-                query_heads: self.heads[0],
-                key_heads: self.heads[1],
-                query_length: sequence.fresh,
-                key_length: sequence.length,
-                head_dim: self.head_dim,
-                scale: f64::from(self.scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt())),
-                causal: true,
-                window: self.window,
-                query_offset: sequence.length as i64 - sequence.fresh as i64,
-                key_offset: 0,
-            };
-            exact(&problem, &q, &k, &v)
+            exact(&self.reference(sequence), &q, &k, &v)
         };
         self.sequences.iter().map(one).collect()
     }
@@ -147,7 +151,7 @@ impl Problem {
     }
 
     /// Batch and length of the tensors of new tokens.
-    fn tokens(&self) -> [usize; 2] {
+    pub fn tokens(&self) -> [usize; 2] {
         match self.form {
             Form::Dense => [self.sequences.len(), self.sequences[0].fresh],
             Form::Packed { around, .. } => [1, self.rows(self.sequences.len() - 1).end + around[1]],
@@ -234,7 +238,7 @@ impl Problem {
         }
     }
 
-    pub fn decode(&self, gpu: &Gpu, memory: &Memory, numbers: &Numbers) -> Decode {
+    pub fn decode(&self, gpu: &Gpu, memory: &Memory, numbers: &Numbers) -> Decode<'static> {
         let lengths = gpu.address(&numbers.lengths);
         let table = PageTable {
             address: gpu.address(&numbers.table),
