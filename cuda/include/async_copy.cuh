@@ -21,6 +21,12 @@ __device__ __forceinline__ void async_copy_16_or_zero(void *shared, const void *
     async_copy_16_or_zero(static_cast<uint32_t>(__cvta_generic_to_shared(shared)), from, there);
 }
 
+// Begins a copy of 4 bytes, both addresses multiples of 4.
+__device__ __forceinline__ void async_copy_4(void *shared, const void *from) {
+    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+
 // Closes a batch: the copies that this thread began since the last one.
 __device__ __forceinline__ void async_copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

@@ -1,8 +1,8 @@
 // Attention of many new tokens over cached keys and values, for every GPU since Ampere: the walk of attention_sm80.cuh over tiles
 // whose rows lie in pages.
 //
-// Of each 16 keys of a tile, which lie in one page, a thread finds the place, while the tile before is worked on; the places of two
-// tiles are in shared memory. Keys that lie as they were before rotation are rotated there as well (key_rotation.cuh), by all warps,
+// Of each 16 keys of a tile, which lie in one page, a thread finds the place, two tiles ahead, by an id that was asked for three
+// tiles ahead; ids and places are in shared memory. Keys that lie as they were before rotation are rotated there as well (key_rotation.cuh), by all warps,
 // before they are multiplied.
 //
 // Where queries are few, the tiles that a block's queries see are divided among `splits` blocks. Their results are merged after.
@@ -20,6 +20,7 @@ struct TilePlaces {
     static constexpr int64_t kNowhere = INT64_MIN;
 
     int64_t offset[2][2][kGroups];  // [even or odd tile][keys, values][group of 16]: elements from the tensor's first
+    int page[2][kGroups];           // [even or odd tile][group of 16]
 };
 
 // Loads tiles of keys or values, as TileLoader does.
@@ -74,7 +75,7 @@ __device__ __forceinline__ void attend_cached(const longrope_cached_attention_pa
     __shared__ TileRange ranges[kAttentionThreads / 32];
     __shared__ Places places;
     __shared__ int64_t sequence, part;
-    __shared__ int first_tile, end_tile, bad;
+    __shared__ int first_tile, end_tile, first_group, end_group, bad;  // groups of 16 keys
     if (thread == 0) {
         const uint32_t index = blockIdx.x / static_cast<uint32_t>(c.splits);
         part = blockIdx.x - index * static_cast<uint32_t>(c.splits);
@@ -108,31 +109,42 @@ __device__ __forceinline__ void attend_cached(const longrope_cached_attention_pa
         const int64_t count = all.end - all.first;
         first_tile = all.first + static_cast<int>(count * part / c.splits);
         end_tile = all.first + static_cast<int>(count * (part + 1) / c.splits);
+        // Pages that no query of the block sees, for the window, are not looked at.
+        first_group = static_cast<int>(clamp(block.limits.first, 0, block.key_length) / 16);
+        first_group = max(first_group, first_tile * Places::kGroups);
+        end_group = static_cast<int>((block.key_length + 15) / 16);
     }
     __syncthreads();
 
-    // Reads the page of a group of a tile, a group a thread; -1 where there is none.
-    const auto find = [&](int tile) {
-        const int64_t position = static_cast<int64_t>(tile) * kKeys + 16 * static_cast<int>(threadIdx.x);
-        if (threadIdx.x >= Places::kGroups || tile < first_tile || position >= block.key_length) return -1;
-        if (!c.cache.page_table) return 0;
-        const int page = c.cache.page_table[sequence * c.cache.table_stride +
-                                            static_cast<uint32_t>(position) / static_cast<uint32_t>(c.cache.page_size)];
-        if (page >= 0 && page < c.cache.pages) return page;
-        bad = LONGROPE_DEVICE_BAD_PAGE;
-        return -1;
+    // The number of a thread's group of a tile, or -1 where none is needed.
+    const auto group_of = [&](int tile) {
+        const int group = tile * Places::kGroups + static_cast<int>(threadIdx.x);
+        return threadIdx.x < Places::kGroups && group >= first_group && group < end_group ? group : -1;
     };
-    // Keeps its place for all threads.
-    const auto keep = [&](int tile, int page) {
+    // Asks for the pages of a tile.
+    const auto ask = [&](int tile) {
+        const int group = group_of(tile);
+        if (group < 0 || !c.cache.page_table) return;
+        const int64_t at = sequence * c.cache.table_stride + 16u * group / static_cast<uint32_t>(c.cache.page_size);
+        async_copy_4(&places.page[tile & 1][threadIdx.x], c.cache.page_table + at);
+    };
+    // Finds the places of a tile, whose pages have come.
+    const auto find = [&](int tile) {
         if (threadIdx.x >= Places::kGroups) return;
+        const int group = group_of(tile);
         int64_t of_keys = Places::kNowhere, of_values = Places::kNowhere;
-        if (page >= 0) {
-            const int64_t position = static_cast<int64_t>(tile) * kKeys + 16 * static_cast<int>(threadIdx.x);
-            CachedRow row = {sequence, position};
-            if (c.cache.page_table) row = {page, static_cast<uint32_t>(position) % static_cast<uint32_t>(c.cache.page_size)};
-            const int head = block.head / p.group;
-            of_keys = row.offset(c.cache.k_stride, head);
-            of_values = row.offset(c.cache.v_stride, head);
+        if (group >= 0) {
+            CachedRow row = {sequence, int64_t{16} * group};
+            if (c.cache.page_table) {
+                const int page = places.page[tile & 1][threadIdx.x];
+                row = {page, 16u * group % static_cast<uint32_t>(c.cache.page_size)};
+                if (page < 0 || page >= c.cache.pages) bad = LONGROPE_DEVICE_BAD_PAGE;
+            }
+            if (bad == 0) {
+                const int head = block.head / p.group;
+                of_keys = row.offset(c.cache.k_stride, head);
+                of_values = row.offset(c.cache.v_stride, head);
+            }
         }
         places.offset[tile & 1][0][threadIdx.x] = of_keys;
         places.offset[tile & 1][1][threadIdx.x] = of_values;
@@ -151,13 +163,18 @@ __device__ __forceinline__ void attend_cached(const longrope_cached_attention_pa
     warp.reset();
     if (first_tile < end_tile) {
         const int last = end_tile - 1, first_stage = kStages > 1 ? last & 1 : 0;
-        keep(last, find(last));
-        keep(last - 1, find(last - 1));
+        ask(last);
+        ask(last - 1);
+        async_copy_commit();
+        async_copy_wait<0>();
+        find(last);
+        find(last - 1);
         __syncthreads();
         const T *const q = static_cast<const T *>(p.q) + block.batch * p.q_stride[0] +
                            (block.query_start + block.first_query) * p.q_stride[1] + block.head * p.q_stride[2];
         QueryLoader(q, p.q_stride[1], p.q_stride[3], p.head_dim, thread)
             .template begin<false>(queries, p.q_stride[1], p.q_stride[3], rows);
+        ask(last - 2);
         begin_keys(last, first_stage);
         if (kStages > 1) begin_values(last, first_stage);
         async_copy_commit();
@@ -173,7 +190,7 @@ __device__ __forceinline__ void attend_cached(const longrope_cached_attention_pa
         async_copy_wait<0>();
         __syncthreads();
         const bool more = tile > first_tile;
-        const int page = find(tile - 2);
+        ask(tile - 3);
         const TileRange &sees = ranges[static_cast<int>(threadIdx.x) / 32];
         const bool seen = tile >= sees.first && tile < sees.end;
         const bool masked = tile < sees.full_first || tile >= sees.full_end;
@@ -209,8 +226,8 @@ __device__ __forceinline__ void attend_cached(const longrope_cached_attention_pa
             if (more) begin_keys(tile - 1, 0);
             async_copy_commit();
         }
-        // The loads of this tile are begun, those of the next are not yet by these places.
-        keep(tile - 2, page);
+        // The loads of this tile are begun, and nobody needs its places any more.
+        find(tile - 2);
         if (seen) warp.add_values(weights, factor, warp.value_address(values + stage * Shape::kTileBytes), p.head_dim);
     }
     __syncthreads();

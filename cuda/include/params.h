@@ -332,7 +332,6 @@ typedef struct longrope_cached_merge_params {
 typedef struct longrope_append_params {
     longrope_cache cache;
     longrope_new_tokens tokens;
-    longrope_cache_rotary rotary;
     const void *q;
     void *q_out;
     const void *k;
@@ -350,6 +349,8 @@ typedef struct longrope_append_params {
     int32_t keys_unrotated;
     /* Bytes of the ring before the table of angles in shared memory. */
     int32_t ring_bytes;
+    /* Last, since it is large: a short launch waits for every line of this block that it reads. */
+    longrope_cache_rotary rotary;
 } longrope_append_params;
 
 /* Re-rotation of the keys of a cache: out of the set of `from`, into that of `to`. */

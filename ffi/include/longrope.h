@@ -12,17 +12,18 @@
  * Streams     `stream` is a CUstream or cudaStream_t as `void *`. NULL is the legacy default stream, not that of the
  *             thread. A launch runs in the CUDA context of its stream (for NULL: in the current one), which need not
  *             be the primary one.
- * Launches    A `_run` is asynchronous. It launches at most one kernel (decoding: and one that merges the parts); it
- *             allocates nothing on the device, synchronises nothing, copies nothing, and keeps no state. The same
- *             inputs give the same bits.
+ * Launches    A `_run` is asynchronous. It launches at most one kernel (attention over a cache: and one that merges the
+ *             parts); it allocates nothing on the device, synchronises nothing, copies nothing, and keeps no state.
+ *             The same inputs give the same bits.
  * Workspace   Scratch memory on the device is yours: as many bytes as `_workspace_size` says for the same arguments,
  *             at an address that is a multiple of 16 (NULL will do if it says 0). What is in it before and after a
  *             launch does not matter. Launches that may run at the same time need one each.
  * Capture     A `_run` can be captured in a CUDA graph. The graph keeps the descriptor and the addresses; positions,
  *             lengths and set indices in device memory are read at each replay. Make the longrope context while the
  *             CUDA context is current, or run once before capturing: the driver can't load code during a capture.
- * Alignment   Addresses are aligned to their elements. Caches and decoding need more, which they say; of the rest, the
- *             kernels are fastest where the head dimension has stride 1 and all else is a multiple of 16 bytes.
+ * Alignment   Addresses are aligned to their elements. Caches and attention over them need more, which they say; of the
+ *             rest, the kernels are fastest where the head dimension has stride 1 and all else is a multiple of 16
+ *             bytes.
  * Strides     64-bit, in elements (not bytes), any sign and order. Outputs must not overlap themselves.
  * Errors      Every function that can fail returns a longrope_status. What the host can see is checked before anything
  *             is launched or written, and longrope_last_error_message() names the argument, the value and what was
@@ -486,8 +487,8 @@ typedef struct longrope_cache_rotary_desc {
 /* How keys lie in a cache. */
 typedef enum longrope_cached_keys {
     LONGROPE_CACHED_KEYS_ROTATED = 0,  /* rotated by their positions */
-    LONGROPE_CACHED_KEYS_UNROTATED = 1 /* as they came: decoding rotates them while it reads them, so that a sequence
-                                        * can change its factor set at any time */
+    LONGROPE_CACHED_KEYS_UNROTATED = 1 /* as they came: decoding and prefill rotate them while they read them, so that a
+                                        * sequence can change its factor set at any time */
 } longrope_cached_keys;
 
 /* New tokens into a cache, in one launch: their queries are rotated; their keys, rotated or as they are, and their
@@ -536,6 +537,9 @@ LONGROPE_API longrope_status longrope_append_validate(const longrope_context *co
 /* Attention of the last tokens of sequences, at most 16 of each, over all of their tokens, with grouped heads:
  * out = softmax(scale * q k^T + mask) v, with keys and values from a cache that holds the new tokens already.
  *
+ * Made for the steps of decoding, and for drafts that are to be verified: it runs at the speed of memory. Where a
+ * sequence has more than 16 new tokens, use longrope_prefill_run.
+ *
  * Of a sequence of length L with n new tokens, query i stands at position L - n + i and sees the keys up to its own
  * position. A sequence of length 0 gets zeros, and a log-sum-exp of minus infinity. What lies in the cache beyond a
  * sequence's length never reaches an output. */
@@ -559,8 +563,8 @@ typedef struct longrope_decode_desc {
 #define LONGROPE_DECODE_DESC_INIT \
     { sizeof(longrope_decode_desc), 0, 0.0f, 0, 0, {0, 0, NULL, 0}, NULL, NULL }
 
-/* What decoding reads and writes beside the cache. Query head h reads key head h / (query heads / key heads). The
- * outputs overlap neither each other nor the inputs. */
+/* What decoding and prefill read and write beside the cache. Query head h reads key head
+ * h / (query heads / key heads). The outputs overlap neither each other nor the inputs. */
 typedef struct longrope_decode_tensors {
     longrope_tensor q;   /* [batch, length, query heads, head dimension], as longrope_new_tokens says, of the type of
                           * the cache. The head dimension has stride 1, all else is a multiple of 16 bytes, as for
@@ -591,6 +595,52 @@ LONGROPE_API longrope_status longrope_decode_run(const longrope_context *context
 LONGROPE_API longrope_status longrope_decode_validate(const longrope_context *context,
                                                       const longrope_decode_desc *desc, const longrope_kv_cache *cache,
                                                       const longrope_decode_tensors *tensors, void *stream);
+
+/* ---- Prefill over a cache ---------------------------------------------------------------------------------------- */
+
+/* The attention of longrope_decode_desc for any number of new tokens: a prompt, or a chunk of it (chunked prefill). The
+ * cache holds the new tokens already.
+ *
+ * Made for more than 16 new tokens of a sequence: it works on blocks of 128 queries of a head (64, where the head
+ * dimension is above 128). It takes fewer as well, and sequences of few and of many in one call; where all have at most
+ * 16, use longrope_decode_run. Where there are few queries, the keys are divided among blocks as well, by the shapes
+ * alone. */
+typedef struct longrope_prefill_desc {
+    uint32_t struct_size;
+    float scale;                              /* as that of longrope_decode_desc, and so are the others */
+    int64_t window;
+    longrope_new_tokens tokens;
+    const longrope_cache_rotary_desc *rotary; /* needs no memory: each block rotates the keys that it reads */
+    uint32_t *status;                         /* of a sequence with a bad page, rows that do not see it
+                                               * may be written */
+} longrope_prefill_desc;
+
+#define LONGROPE_PREFILL_DESC_INIT \
+    { sizeof(longrope_prefill_desc), 0.0f, 0, {0, 0, NULL, 0}, NULL, NULL }
+
+/* Whether longrope_prefill_run takes these arguments, or why not. Statuses are as for longrope_attention_supported. */
+LONGROPE_API longrope_status longrope_prefill_supported(const longrope_prefill_desc *desc,
+                                                        const longrope_kv_cache *cache,
+                                                        const longrope_decode_tensors *tensors);
+
+/* How much scratch memory a run needs: a function of shapes, types, `sequences`, `table_width` and `most` alone. It is
+ * 0 where the keys are not divided. Pure. */
+LONGROPE_API longrope_status longrope_prefill_workspace_size(const longrope_prefill_desc *desc,
+                                                             const longrope_kv_cache *cache,
+                                                             const longrope_decode_tensors *tensors, size_t *bytes);
+
+/* Launches the attention and, where the keys are divided, the merge of its parts. Tensors without queries are legal and
+ * launch nothing. */
+LONGROPE_API longrope_status longrope_prefill_run(const longrope_context *context, const longrope_prefill_desc *desc,
+                                                  const longrope_kv_cache *cache,
+                                                  const longrope_decode_tensors *tensors, void *workspace,
+                                                  size_t workspace_bytes, void *stream);
+
+/* Checks what lies on the device, as longrope_decode_validate does. Waits for the stream. */
+LONGROPE_API longrope_status longrope_prefill_validate(const longrope_context *context,
+                                                       const longrope_prefill_desc *desc,
+                                                       const longrope_kv_cache *cache,
+                                                       const longrope_decode_tensors *tensors, void *stream);
 
 /* ---- Re-rotation of a cache -------------------------------------------------------------------------------------- */
 

@@ -11,7 +11,7 @@ use longrope::scaling::FactorSets;
 
 pub use cache::{
     AppendDesc, AppendTensors, CacheRotaryDesc, CachedKeys, DecodeDesc, DecodeTensors, KvCache, NewTokens,
-    Pages, RerotateCacheDesc,
+    Pages, PrefillDesc, RerotateCacheDesc,
 };
 
 /// An enum of the header: its Rust form, its numbers, and their C names.

@@ -142,7 +142,7 @@ fn queries(q: &TensorIo) -> Result<Option<RotaryTensor>, Failure> {
 /// An error in the words of C.
 fn in_c(error: Error) -> Failure {
     Failure::renamed(error, |argument| match argument {
-        "q.heads" => cache::in_c("q.input.heads"),
-        other => cache::in_c(other),
+        "q.heads" => cache::name_in_c("q.input.heads"),
+        other => cache::name_in_c(other),
     })
 }

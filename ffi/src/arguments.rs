@@ -1,10 +1,13 @@
 //! Reading what a caller points to.
 
+use std::ffi::c_void;
 use std::fmt::{self, Display};
 
+use longrope::ops::Workspace;
+
 use crate::abi::{
-    AppendDesc, AttentionDesc, CacheRotaryDesc, DecodeDesc, Frequencies, KvCache, RerotateCacheDesc,
-    RerotateDesc, RotaryDesc,
+    AppendDesc, AttentionDesc, CacheRotaryDesc, DecodeDesc, Frequencies, KvCache, PrefillDesc,
+    RerotateCacheDesc, RerotateDesc, RotaryDesc,
 };
 use crate::status::Failure;
 
@@ -66,6 +69,11 @@ unsafe impl Sized32 for AppendDesc {
 // SAFETY: as above.
 unsafe impl Sized32 for DecodeDesc {
     const FIRST_SIZE: usize = 64;
+}
+
+// SAFETY: as above.
+unsafe impl Sized32 for PrefillDesc {
+    const FIRST_SIZE: usize = 56;
 }
 
 // SAFETY: as above.
@@ -144,6 +152,11 @@ pub unsafe fn workspace_size(bytes: *mut usize, size: usize) -> Result<(), Failu
     // SAFETY: by this function's contract.
     unsafe { bytes.write(size) };
     Ok(())
+}
+
+/// The scratch memory of a launch. The operation checks it.
+pub fn workspace(address: *mut c_void, bytes: usize) -> Workspace {
+    Workspace { address: address.expose_provenance() as u64, bytes }
 }
 
 /// A length or count that is not negative.

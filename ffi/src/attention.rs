@@ -6,7 +6,7 @@ use std::fmt::Display;
 use longrope::Error;
 use longrope::descriptor;
 use longrope::device::{Context, Stream};
-use longrope::ops::{self, Attention, Packed, Starts, Workspace};
+use longrope::ops::{self, Attention, Packed, Starts};
 
 use crate::abi::{AttentionDesc, AttentionTensors, Sequences, Status};
 use crate::arguments::{self, Field, value};
@@ -68,7 +68,7 @@ pub unsafe extern "C" fn longrope_attention_run(
         let context = unsafe { context::borrow(context) }?;
         // SAFETY: as above.
         let (attention, tensors) = unsafe { read(desc, tensors) }?;
-        let workspace = Workspace { address: workspace.expose_provenance() as u64, bytes: workspace_bytes };
+        let workspace = arguments::workspace(workspace, workspace_bytes);
         // SAFETY: as above.
         unsafe { attention.run(context, &tensors, workspace, Stream::from_raw(stream)) }.map_err(in_c)
     })

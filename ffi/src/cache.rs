@@ -1,5 +1,6 @@
 //! What the operations on a cache of keys and values share.
 
+use longrope::Error;
 use longrope::ops::{Cache, CacheChoices, CacheRotary, DeviceLengths, NewTokens, PackedTokens, PageTable};
 use longrope::scaling::SetChoice;
 
@@ -112,11 +113,17 @@ fn choices(name: &str, desc: &CacheRotaryDesc) -> Result<CacheChoices, Failure> 
     })
 }
 
+/// An error in the words of C.
+pub fn in_c(error: Error) -> Failure {
+    Failure::renamed(error, name_in_c)
+}
+
 /// An argument of the Rust interface as C calls it.
-pub fn in_c(argument: &str) -> String {
+pub fn name_in_c(argument: &str) -> String {
     let (first, rest) = argument.split_once('.').unwrap_or((argument, ""));
     match (first, rest) {
         ("cache", "pages.width") => "cache.table_width".to_owned(),
+        ("cache", "pages.stride") => "cache.table_stride".to_owned(),
         ("cache", rest) if rest.starts_with("pages") => rest.replacen("pages", "cache.page_table", 1),
         ("cache" | "tensors", _) => dimension(argument),
         ("q" | "k" | "v" | "out" | "lse", _) => format!("tensors.{}", dimension(argument)),

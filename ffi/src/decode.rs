@@ -1,16 +1,15 @@
-//! Attention of new tokens over a cache, on a GPU.
+//! Attention of a few new tokens over a cache, on a GPU.
 
 use std::ffi::c_void;
 
-use longrope::Error;
 use longrope::device::{Context, Stream};
-use longrope::ops::{self, Decode, Split, Workspace};
+use longrope::ops::{self, Decode, Prefill, Split};
 
-use crate::abi::{DecodeDesc, DecodeTensors, KvCache, Status};
-use crate::arguments::{self, Field};
+use crate::abi::{DecodeDesc, DecodeTensors, KvCache, PrefillDesc, Status};
+use crate::arguments;
+use crate::cache::in_c;
 use crate::status::{Failure, guard};
-use crate::tensor::{optional, tensor};
-use crate::{cache, context};
+use crate::{context, prefill};
 
 /// Whether decoding can be launched.
 ///
@@ -70,7 +69,7 @@ pub unsafe extern "C" fn longrope_decode_run(
         let context = unsafe { context::borrow(context) }?;
         // SAFETY: as above.
         let (decode, tensors) = unsafe { read(desc, cache, tensors) }?;
-        let workspace = Workspace { address: workspace.expose_provenance() as u64, bytes: workspace_bytes };
+        let workspace = arguments::workspace(workspace, workspace_bytes);
         // SAFETY: as above.
         unsafe { decode.run(context, &tensors, workspace, Stream::from_raw(stream)) }.map_err(in_c)
     })
@@ -107,44 +106,22 @@ unsafe fn read<'a>(
     cache: *const KvCache,
     tensors: *const DecodeTensors,
 ) -> Result<(Decode<'a>, ops::DecodeTensors), Failure> {
-    let name = |field| Field("desc.", field);
     // SAFETY: by this function's contract.
     let desc = unsafe { arguments::read("desc", desc) }?;
-    // SAFETY: as above.
-    let cache = unsafe { cache::cache(cache) }?;
-    // SAFETY: as above.
-    let given = unsafe { arguments::read_all("tensors", tensors) }?;
-    let tensors = ops::DecodeTensors {
-        q: tensor(&format_args!("tensors.q"), &given.q)?,
-        out: tensor(&format_args!("tensors.out"), &given.out)?,
-        lse: optional(&format_args!("tensors.lse"), &given.lse)?,
+    arguments::no_flags("desc.flags", desc.flags)?;
+    let split = match u32::try_from(desc.splits) {
+        Ok(0) => Split::Balanced,
+        Ok(splits) => Split::Fixed(splits),
+        Err(_) => {
+            let expected = "0 (blocks of equal work) or 1 to 1024 parts";
+            return Err(Failure::argument("desc.splits", desc.splits, expected));
+        }
     };
-    arguments::no_flags(name("flags"), desc.flags)?;
-    let window = arguments::count(name("window"), desc.window)?;
-    let decode = Decode {
-        cache,
-        tokens: cache::new_tokens(&desc.tokens, tensors.q.layout.length())?,
-        rotary: match desc.rotary.is_null() {
-            true => None,
-            // SAFETY: as above.
-            false => Some(unsafe { cache::rotary("desc.rotary", desc.rotary) }?),
-        },
-        scale: (desc.scale != 0.0).then_some(desc.scale),
-        window: (window != 0).then_some(window),
-        split: match u32::try_from(desc.splits) {
-            Ok(0) => Split::Balanced,
-            Ok(splits) => Split::Fixed(splits),
-            Err(_) => {
-                let expected = "0 (blocks of equal work) or 1 to 1024 parts";
-                return Err(Failure::argument(name("splits"), desc.splits, expected));
-            }
-        },
-        status: arguments::optional(desc.status),
-    };
-    Ok((decode, tensors))
-}
-
-/// An error in the words of C.
-fn in_c(error: Error) -> Failure {
-    Failure::renamed(error, cache::in_c)
+    // All else is as for a prefill.
+    let DecodeDesc { struct_size, scale, window, tokens, rotary, status, .. } = desc;
+    let desc = PrefillDesc { struct_size, scale, window, tokens, rotary, status };
+    // SAFETY: as above.
+    let (prefill, tensors) = unsafe { prefill::prefill(&desc, cache, tensors) }?;
+    let Prefill { cache, tokens, rotary, scale, window, status } = prefill;
+    Ok((Decode { cache, tokens, rotary, scale, window, split, status }, tensors))
 }

@@ -4,9 +4,9 @@
 //! - `status`: the boundary. No panic and no print crosses it; every failure leaves a message.
 //! - `arguments`: reading what a caller points to.
 //! - `host`: what a descriptor points to in host memory.
-//! - `context`, `factors`, `tensor`, `rotary`, `attention`, `merge`, `append`, `decode`, `rerotate_cache`: the functions, by
-//!   the header's sections; the CPU forms are files of their own.
-//! - `cache`: what the last three share.
+//! - `context`, `factors`, `tensor`, `rotary`, `attention`, `merge`, `append`, `decode`, `prefill`, `rerotate_cache`: the
+//!   functions, by the header's sections; the CPU forms are files of their own.
+//! - `cache`: what the last four share.
 
 mod abi;
 mod append;
@@ -19,6 +19,7 @@ mod decode;
 mod factors;
 mod host;
 mod merge;
+mod prefill;
 mod rerotate_cache;
 mod rotary;
 mod rotary_cpu;

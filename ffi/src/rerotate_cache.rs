@@ -2,12 +2,12 @@
 
 use std::ffi::c_void;
 
-use longrope::Error;
 use longrope::device::{Context, Stream};
 use longrope::ops::RerotateCache;
 
 use crate::abi::{KvCache, RerotateCacheDesc, Status};
 use crate::arguments;
+use crate::cache::in_c;
 use crate::status::{Failure, guard};
 use crate::{cache, context};
 
@@ -104,9 +104,4 @@ unsafe fn read<'a>(
     // SAFETY: as above.
     let (to, from) = unsafe { (cache::rotary("desc.to", desc.to)?, cache::rotary("desc.from", desc.from)?) };
     Ok(RerotateCache { cache, from, to, status: arguments::optional(desc.status) })
-}
-
-/// An error in the words of C.
-fn in_c(error: Error) -> Failure {
-    Failure::renamed(error, cache::in_c)
 }

@@ -773,7 +773,6 @@ impl Default for longrope_cached_merge_params {
 pub struct longrope_append_params {
     pub cache: longrope_cache,
     pub tokens: longrope_new_tokens,
-    pub rotary: longrope_cache_rotary,
     pub q: *const ::core::ffi::c_void,
     pub q_out: *mut ::core::ffi::c_void,
     pub k: *const ::core::ffi::c_void,
@@ -787,6 +786,7 @@ pub struct longrope_append_params {
     pub head_dim: i32,
     pub keys_unrotated: i32,
     pub ring_bytes: i32,
+    pub rotary: longrope_cache_rotary,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -796,34 +796,34 @@ const _: () = {
         [::core::mem::offset_of!(longrope_append_params, cache) - 0usize];
     ["Offset of field: longrope_append_params::tokens"]
         [::core::mem::offset_of!(longrope_append_params, tokens) - 144usize];
-    ["Offset of field: longrope_append_params::rotary"]
-        [::core::mem::offset_of!(longrope_append_params, rotary) - 176usize];
     ["Offset of field: longrope_append_params::q"]
-        [::core::mem::offset_of!(longrope_append_params, q) - 3312usize];
+        [::core::mem::offset_of!(longrope_append_params, q) - 176usize];
     ["Offset of field: longrope_append_params::q_out"]
-        [::core::mem::offset_of!(longrope_append_params, q_out) - 3320usize];
+        [::core::mem::offset_of!(longrope_append_params, q_out) - 184usize];
     ["Offset of field: longrope_append_params::k"]
-        [::core::mem::offset_of!(longrope_append_params, k) - 3328usize];
+        [::core::mem::offset_of!(longrope_append_params, k) - 192usize];
     ["Offset of field: longrope_append_params::v"]
-        [::core::mem::offset_of!(longrope_append_params, v) - 3336usize];
+        [::core::mem::offset_of!(longrope_append_params, v) - 200usize];
     ["Offset of field: longrope_append_params::q_stride"]
-        [::core::mem::offset_of!(longrope_append_params, q_stride) - 3344usize];
+        [::core::mem::offset_of!(longrope_append_params, q_stride) - 208usize];
     ["Offset of field: longrope_append_params::q_out_stride"]
-        [::core::mem::offset_of!(longrope_append_params, q_out_stride) - 3376usize];
+        [::core::mem::offset_of!(longrope_append_params, q_out_stride) - 240usize];
     ["Offset of field: longrope_append_params::k_stride"]
-        [::core::mem::offset_of!(longrope_append_params, k_stride) - 3408usize];
+        [::core::mem::offset_of!(longrope_append_params, k_stride) - 272usize];
     ["Offset of field: longrope_append_params::v_stride"]
-        [::core::mem::offset_of!(longrope_append_params, v_stride) - 3440usize];
+        [::core::mem::offset_of!(longrope_append_params, v_stride) - 304usize];
     ["Offset of field: longrope_append_params::status"]
-        [::core::mem::offset_of!(longrope_append_params, status) - 3472usize];
+        [::core::mem::offset_of!(longrope_append_params, status) - 336usize];
     ["Offset of field: longrope_append_params::query_heads"]
-        [::core::mem::offset_of!(longrope_append_params, query_heads) - 3480usize];
+        [::core::mem::offset_of!(longrope_append_params, query_heads) - 344usize];
     ["Offset of field: longrope_append_params::head_dim"]
-        [::core::mem::offset_of!(longrope_append_params, head_dim) - 3484usize];
+        [::core::mem::offset_of!(longrope_append_params, head_dim) - 348usize];
     ["Offset of field: longrope_append_params::keys_unrotated"]
-        [::core::mem::offset_of!(longrope_append_params, keys_unrotated) - 3488usize];
+        [::core::mem::offset_of!(longrope_append_params, keys_unrotated) - 352usize];
     ["Offset of field: longrope_append_params::ring_bytes"]
-        [::core::mem::offset_of!(longrope_append_params, ring_bytes) - 3492usize];
+        [::core::mem::offset_of!(longrope_append_params, ring_bytes) - 356usize];
+    ["Offset of field: longrope_append_params::rotary"]
+        [::core::mem::offset_of!(longrope_append_params, rotary) - 360usize];
 };
 impl Default for longrope_append_params {
     fn default() -> Self {

@@ -136,7 +136,7 @@ impl Append<'_> {
         let vector = pairs.is_multiple_of(8)
             && (head_dim - 2 * pairs).is_multiple_of(8)
             && moved.into_iter().all(DeviceTensor::is_vectorizable);
-        let tokens = batch.checked_mul(length).unwrap_or(usize::MAX);
+        let tokens = batch.saturating_mul(length);
         let launch = cache_launch::launch(tokens, query_heads + 2 * key_heads, pairs, vector)?;
         let kernel =
             append_kernel(k.dtype == Dtype::F16, vector, self.rotary.pairing == Pairing::Interleaved);

@@ -35,7 +35,8 @@ pub struct Prefill<'a> {
     pub window: Option<u64>,
     /// The address of a `u32` in which the kernel sets bits ([`BAD_LENGTH`](crate::ops::BAD_LENGTH),
     /// [`BAD_PAGE`](crate::ops::BAD_PAGE), [`BAD_SEQUENCE`](crate::ops::BAD_SEQUENCE), [`BAD_CHOICE`](crate::ops::BAD_CHOICE)); it
-    /// clears none. The rows of a bad sequence are not written, nor are rows that see a bad page.
+    /// clears none. The rows of a bad sequence are not written, nor are rows that see a bad page; where starts fall, rows of other
+    /// sequences may be left out too.
     pub status: Option<u64>,
 }
 
@@ -159,20 +160,22 @@ impl Prefill<'_> {
         let section_heads = section_heads(key_bytes, self.cache.capacity(), key_heads, heads);
         let sections = heads.div_ceil(section_heads);
         let whole = [sections, section_heads, tiles].into_iter().try_fold(sequences, usize::checked_mul);
-        let splits = whole.map_or(1, |blocks| {
-            let room = self.cache.capacity().div_ceil(PART_KEYS).max(1);
-            (ENOUGH_BLOCKS / blocks.max(1)).clamp(1, MAX_SPLITS.min(room))
-        });
-        let rows = [batch, length, heads].into_iter().try_fold(splits, usize::checked_mul);
         let fits = |count: Option<usize>| count.filter(|count| *count < 1 << 31);
-        let blocks = whole.and_then(|blocks| blocks.checked_mul(splits));
-        let (Some(blocks), Some(rows)) = (fits(blocks), fits(rows)) else {
-            return Err(Error::unsupported(
+        let rows = fits([batch, length, heads].into_iter().try_fold(1, usize::checked_mul));
+        // Undivided where the rows of the parts would be too many.
+        let most_splits = rows.map_or(1, |rows| (1 << 31) / rows.max(1)).min(MAX_SPLITS);
+        let splits = whole.map_or(1, |blocks| {
+            let room = self.cache.capacity().div_ceil(PART_KEYS);
+            (ENOUGH_BLOCKS / blocks.max(1)).clamp(1, most_splits.min(room).max(1))
+        });
+        let blocks = fits(whole.and_then(|blocks| blocks.checked_mul(splits))).ok_or_else(|| {
+            Error::unsupported(
                 "tensors",
                 format!("{sequences} sequences of up to {longest} queries and {heads} heads"),
-                format!("fewer than 2^31 blocks of {} queries of a head, and rows of q", kernel.rows),
-            ));
-        };
+                format!("fewer than 2^31 blocks of {} queries of a head", kernel.rows),
+            )
+        })?;
+        let part_rows = rows.unwrap_or(0);
         let lse_strides = |lse: &crate::device::DeviceTensor| {
             let [batch, length, heads, _] = lse.layout.strides();
             [batch, length, heads]
@@ -203,7 +206,7 @@ impl Prefill<'_> {
             ..Default::default()
         };
         // Parts are contiguous: [part][batch][length][heads][head_dim].
-        let lse_offset = rows as u64 * head_dim as u64 * 4;
+        let lse_offset = (splits * part_rows) as u64 * head_dim as u64 * 4;
         let (cache, tokens) = (self.cache.params(), self.tokens.params(q));
         let merge = (splits > 1).then(|| {
             let (heads, length, dim) = (heads as i64, length as i64, head_dim as i64);
@@ -226,14 +229,14 @@ impl Prefill<'_> {
                 ..Default::default()
             };
             (attention.out_stride, attention.lse_stride, attention.out_is_f32) = (in_stride, lse_stride, 1);
-            let warps = (rows / splits).div_ceil(MERGE_THREADS as usize / 32);
+            let warps = part_rows.div_ceil(MERGE_THREADS as usize / 32);
             Merging {
                 kernel: MERGES[out.dtype as usize],
                 grid: Grid { blocks: warps as u32, threads: [MERGE_THREADS, 1, 1], shared_bytes: 0 },
                 params: longrope_cached_merge_params { merge, cache, tokens },
             }
         });
-        let workspace_bytes = if splits > 1 { lse_offset as usize + rows * 4 } else { 0 };
+        let workspace_bytes = if splits > 1 { lse_offset as usize + splits * part_rows * 4 } else { 0 };
         let params = longrope_cached_attention_params {
             attention,
             cache,

@@ -1,13 +1,14 @@
 //! Decoding over a cache.
 
 use longrope::Error;
-use longrope::descriptor::Layout;
+use longrope::descriptor::{Layout, Pairing};
 use longrope::device::{DeviceTensor, Dtype};
 use longrope::ops::{
-    Cache, Decode, DecodeTensors, DeviceLengths, NewTokens, PackedTokens, PageTable, Split, Starts,
+    Cache, CacheChoices, CacheRotary, Decode, DecodeTensors, DeviceLengths, NewTokens, PackedTokens,
+    PageTable, Split, Starts,
 };
 
-use crate::{SOMEWHERE, not_offered, tensor, wrong};
+use crate::{NULL, SOMEWHERE, misaligned, not_offered, parity_sets, sets, tensor, wrong};
 
 type Arguments = (Decode<'static>, DecodeTensors);
 
@@ -214,7 +215,7 @@ fn what_means_something_and_is_not_offered_is_an_error_of_its_own() {
     assert_eq!(changed(|_, t| set_queries(t, [3, 16, 4, 16])), Ok(()));
     not_offered(
         changed(|_, t| set_queries(t, [3, 17, 4, 16])),
-        "q.length: 17 is not supported; expected at most 16 new tokens of a sequence",
+        "q.length: 17 is not supported; expected at most 16 new tokens of a sequence; Prefill takes more",
     );
     let most = |total, most| {
         changed(|d, t| {
@@ -224,13 +225,13 @@ fn what_means_something_and_is_not_offered_is_an_error_of_its_own() {
     };
     not_offered(
         most(40, 17),
-        "tokens.most: 17 is not supported; expected at most 16 new tokens of a sequence",
+        "tokens.most: 17 is not supported; expected at most 16 new tokens of a sequence; Prefill takes more",
     );
     assert_eq!(most(40, 16), Ok(()));
     // What is said counts, not what the tensor has: the kernel must not depend on the batch.
     not_offered(
         most(16, 40),
-        "tokens.most: 40 is not supported; expected at most 16 new tokens of a sequence",
+        "tokens.most: 40 is not supported; expected at most 16 new tokens of a sequence; Prefill takes more",
     );
 }
 
@@ -264,6 +265,45 @@ fn rows_that_can_not_be_moved_by_16_bytes_are_not_offered() {
         }
         assert_eq!(changed(|d, t| set(d, t, strides([batch + 8, length, heads, 1]))), Ok(()), "{name}");
     }
+}
+
+#[test]
+fn rotations_of_keys_are_of_8_pairs_and_exact() {
+    let by = |pairs: usize, parity: bool, choices: CacheChoices| {
+        let sets = if parity { parity_sets(pairs) } else { sets(pairs) };
+        let (decode, tensors) = right();
+        Decode { rotary: Some(CacheRotary { sets: &sets, pairing: Pairing::HalfSplit, choices }), ..decode }
+            .supported(&tensors)
+    };
+    for pairs in [0, 9, 16] {
+        wrong(
+            by(pairs, false, CacheChoices::ByLength),
+            &format!("rotary.sets: {pairs} pairs is not valid; expected 1 to 8, half of the head dimension"),
+        );
+    }
+    for pairs in [1, 4, 7] {
+        not_offered(
+            by(pairs, false, CacheChoices::ByLength),
+            &format!("rotary.sets: {pairs} pairs is not supported; expected a multiple of 8 pairs"),
+        );
+    }
+    assert_eq!(by(8, false, CacheChoices::ByLength), Ok(()));
+    not_offered(
+        by(8, true, CacheChoices::ByLength),
+        "rotary.sets: angles in parity mode is not supported; expected exact angles",
+    );
+    wrong(by(8, false, CacheChoices::ByIndex(0)), &format!("rotary.choices: {NULL}"));
+    wrong(
+        by(8, false, CacheChoices::ByIndex(SOMEWHERE + 2)),
+        &format!("rotary.choices: {}", misaligned(SOMEWHERE + 2, 4)),
+    );
+}
+
+#[test]
+fn page_tables_are_not_reversed() {
+    let stride = |stride| changed(move |d, _| d.cache.pages.as_mut().unwrap().stride = stride);
+    wrong(stride(-1), "cache.pages.stride: -1 is not valid; expected at least 0");
+    assert_eq!(stride(0), Ok(()));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Those of the operations on a cache of keys and values.
+//! The structs and constants of the operations on a cache of keys and values.
 
 use std::ffi::c_void;
 
@@ -117,7 +117,7 @@ layout! {
 }
 
 layout! {
-    /// Attention of new tokens over a cache.
+    /// Attention of a few new tokens over a cache.
     DecodeDesc {
         /// Bytes of the caller's struct.
         struct_size: u32,
@@ -139,7 +139,7 @@ layout! {
 }
 
 layout! {
-    /// What decoding reads and writes beside the cache.
+    /// What attention over a cache reads and writes beside it.
     DecodeTensors {
         /// Queries.
         q: Tensor,
@@ -147,6 +147,24 @@ layout! {
         out: Tensor,
         /// The log-sum-exp; all zero: none.
         lse: Tensor,
+    }
+}
+
+layout! {
+    /// Attention of any number of new tokens over a cache.
+    PrefillDesc {
+        /// Bytes of the caller's struct.
+        struct_size: u32,
+        /// 0: by the head dimension.
+        scale: f32,
+        /// 0: none.
+        window: i64,
+        /// Which tokens the queries are.
+        tokens: NewTokens,
+        /// Of keys that lie unrotated; null: they are rotated.
+        rotary: *const CacheRotaryDesc,
+        /// Where bits are set.
+        status: *mut u32,
     }
 }
 

@@ -8,8 +8,8 @@ use longrope::scaling::FactorSets;
 
 use crate::abi::{
     AppendDesc, AppendTensors, AttentionDesc, AttentionTensors, DecodeDesc, DecodeTensors, Dtype,
-    Frequencies, KvCache, MergeParts, Positions, RerotateCacheDesc, RerotateDesc, RotaryDesc, Status, Tensor,
-    TensorIo,
+    Frequencies, KvCache, MergeParts, Positions, PrefillDesc, RerotateCacheDesc, RerotateDesc, RotaryDesc,
+    Status, Tensor, TensorIo,
 };
 use crate::library::built;
 
@@ -100,6 +100,24 @@ functions! {
     decode_validate: fn(
         *const Context,
         *const DecodeDesc,
+        *const KvCache,
+        *const DecodeTensors,
+        *mut c_void
+    ) -> i32;
+    prefill_supported: fn(*const PrefillDesc, *const KvCache, *const DecodeTensors) -> i32;
+    prefill_workspace_size: fn(*const PrefillDesc, *const KvCache, *const DecodeTensors, *mut usize) -> i32;
+    prefill_run: fn(
+        *const Context,
+        *const PrefillDesc,
+        *const KvCache,
+        *const DecodeTensors,
+        *mut c_void,
+        usize,
+        *mut c_void
+    ) -> i32;
+    prefill_validate: fn(
+        *const Context,
+        *const PrefillDesc,
         *const KvCache,
         *const DecodeTensors,
         *mut c_void

@@ -208,6 +208,30 @@ static void print_decode(const char *name, unsigned blocks, const longrope_decod
     printf("driver:   %d heads, groups of %d, head_dim %d\n", (int)p->query_heads, (int)p->group, (int)p->head_dim);
 }
 
+static void print_cached_attention(const char *name, unsigned blocks, const longrope_cached_attention_params *p) {
+    const longrope_attention_params *const a = &p->attention;
+    printf("driver:   kernel %s, %u blocks\n", name, blocks);
+    print_cache(&p->cache);
+    print_tokens(&p->tokens);
+    if (strncmp(name, "longrope_attention_cached_rotating_", 35) == 0) {
+        print_cache_rotary("rotary", &((const longrope_cached_attention_rotating_params *)p)->rotary);
+    }
+    printf("driver:   q %p out %p f32 %d\n", a->q, a->out, (int)a->out_is_f32);
+    print_stride("q", a->q_stride);
+    print_stride("out", a->out_stride);
+    print_rows("lse", (const void *)a->lse, a->lse_stride);
+    printf("driver:   window %lld splits %d of %d batches, scale %.6g negated %d status %p\n", (long long)a->window,
+           (int)p->splits, (int)p->batches, a->scale_log2 / 1.4426950408889634, (int)a->negate, (void *)a->status);
+    printf("driver:   %d heads, groups of %d, head_dim %d\n", (int)a->query_heads, (int)a->group, (int)a->head_dim);
+}
+
+static void print_cached_merge(const char *name, unsigned blocks, const longrope_cached_merge_params *p) {
+    printf("driver:   kernel %s, %u blocks\n", name, blocks);
+    print_cache(&p->cache);
+    print_tokens(&p->tokens);
+    print_merge(&p->merge);
+}
+
 static void print_append(const char *name, const longrope_append_params *p) {
     printf("driver:   kernel %s\n", name);
     print_cache(&p->cache);
@@ -246,7 +270,11 @@ int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned thr
     if (shared > k->shared) return 1;
     if (stream == (void *)0xbad) return 700;
     printf("driver: cuLaunchKernel %.17s on stream %p\n", k->name, stream);
-    if (strncmp(k->name, "longrope_attention_", 19) == 0) {
+    if (strncmp(k->name, "longrope_attention_cached_", 26) == 0) {
+        print_cached_attention(k->name, x, arguments[0]);
+    } else if (strncmp(k->name, "longrope_cached_merge_", 22) == 0) {
+        print_cached_merge(k->name, x, arguments[0]);
+    } else if (strncmp(k->name, "longrope_attention_", 19) == 0) {
         print_attention(arguments[0]);
     } else if (strncmp(k->name, "longrope_merge_", 15) == 0) {
         print_merge(arguments[0]);

@@ -1,5 +1,5 @@
-/* Appending, decoding and re-rotation of a cache on a driver that prints what it is told. Each call of the library is
- * announced with its answer. */
+/* Appending, decoding, prefill and re-rotation of a cache on a driver that prints what it is told. Each call of the
+ * library is announced with its answer. */
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -21,6 +21,8 @@ int main(void) {
     longrope_cache_rotary_desc rotary = LONGROPE_CACHE_ROTARY_DESC_INIT, from = LONGROPE_CACHE_ROTARY_DESC_INIT;
     longrope_append_desc append = LONGROPE_APPEND_DESC_INIT;
     longrope_decode_desc decode = LONGROPE_DECODE_DESC_INIT;
+    const longrope_prefill_desc plain_prefill = LONGROPE_PREFILL_DESC_INIT;
+    longrope_prefill_desc prefill = plain_prefill;
     longrope_rerotate_cache_desc rerotate = LONGROPE_REROTATE_CACHE_DESC_INIT;
     longrope_append_tensors fresh;
     longrope_decode_tensors tensors;
@@ -128,6 +130,34 @@ int main(void) {
     announce("empty", longrope_append_run(context, &append, &paged, &fresh, at(0xbad)));
     announce("empty", longrope_decode_run(context, &decode, &paged, &tensors, NULL, 0, at(0xbad)));
     announce("empty", longrope_rerotate_cache_run(context, &rerotate, &paged, at(0xbad)));
+
+    /* Longer than decoding takes, over keys that are few: nothing is divided. */
+    prefill.rotary = decode.rotary;
+    prefill.scale = decode.scale;
+    prefill.window = decode.window;
+    prefill.status = decode.status;
+    prefill.tokens = decode.tokens;
+    prefill.tokens.most = 130;
+    paged.table_width = 5;
+    tensors.q.shape[1] = tensors.out.shape[1] = 200;
+    memset(tensors.out.stride, 0, sizeof tensors.out.stride);
+    announce("size", longrope_prefill_workspace_size(&prefill, &paged, &tensors, &bytes));
+    printf("%lu bytes\n", (unsigned long)bytes);
+    announce("prefill rotating", longrope_prefill_run(context, &prefill, &paged, &tensors, NULL, 0, NULL));
+    /* Few queries, over keys that are many: a merge follows. */
+    prefill = plain_prefill;
+    cache.k.shape[1] = cache.v.shape[1] = 1100;
+    tensors.q = q;
+    tensors.out = out;
+    tensors.lse = lse;
+    announce("size", longrope_prefill_workspace_size(&prefill, &cache, &tensors, &bytes));
+    printf("%lu bytes\n", (unsigned long)bytes);
+    announce("prefill", longrope_prefill_run(context, &prefill, &cache, &tensors, at(0x100000), bytes, at(0x77)));
+    announce("small", longrope_prefill_run(context, &prefill, &cache, &tensors, at(0x100000), bytes - 1, NULL));
+    announce("misaligned", longrope_prefill_run(context, &prefill, &cache, &tensors, at(0x100008), bytes, NULL));
+    announce("failing", longrope_prefill_run(context, &prefill, &cache, &tensors, at(0x100000), bytes, at(0xbad)));
+    tensors.q.shape[1] = tensors.out.shape[1] = tensors.lse.shape[1] = 0;
+    announce("empty", longrope_prefill_run(context, &prefill, &cache, &tensors, NULL, 0, at(0xbad)));
 
     longrope_factor_sets_destroy(sets);
     longrope_factor_sets_destroy(others);

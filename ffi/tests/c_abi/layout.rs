@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::abi::{
     Angles, AppendDesc, AppendTensors, AttentionDesc, AttentionTensors, CacheRotaryDesc, CachedKeys, Choices,
     DecodeDesc, DecodeTensors, Dtype, Frequencies, KvCache, MergeParts, NewTokens, Pages, Pairing, Positions,
-    RerotateCacheDesc, RerotateDesc, RotaryDesc, Sequences, Status, Tensor, TensorIo,
+    PrefillDesc, RerotateCacheDesc, RerotateDesc, RotaryDesc, Sequences, Status, Tensor, TensorIo,
 };
 use crate::header;
 use crate::library::{Language, Link, Program, package, stdout};
@@ -13,7 +13,7 @@ use crate::library::{Language, Link, Program, package, stdout};
 type Fields = &'static [(&'static str, usize, usize)];
 
 /// Every struct: its name in C, its size, its fields.
-const STRUCTS: [(&str, usize, Fields); 17] = [
+const STRUCTS: [(&str, usize, Fields); 18] = [
     ("longrope_frequencies", size_of::<Frequencies<f64>>(), Frequencies::<f64>::FIELDS),
     ("longrope_frequencies_f32", size_of::<Frequencies<f32>>(), Frequencies::<f32>::FIELDS),
     ("longrope_tensor", size_of::<Tensor>(), Tensor::FIELDS),
@@ -30,6 +30,7 @@ const STRUCTS: [(&str, usize, Fields); 17] = [
     ("longrope_append_tensors", size_of::<AppendTensors>(), AppendTensors::FIELDS),
     ("longrope_decode_desc", size_of::<DecodeDesc>(), DecodeDesc::FIELDS),
     ("longrope_decode_tensors", size_of::<DecodeTensors>(), DecodeTensors::FIELDS),
+    ("longrope_prefill_desc", size_of::<PrefillDesc>(), PrefillDesc::FIELDS),
     ("longrope_rerotate_cache_desc", size_of::<RerotateCacheDesc>(), RerotateCacheDesc::FIELDS),
 ];
 
@@ -157,7 +158,7 @@ fn the_sizes_that_callers_may_give_are_those_of_the_first_version() {
             line.trim().strip_prefix("const FIRST_SIZE: usize = ")?.strip_suffix(';')?.parse().ok()
         })
         .collect();
-    assert_eq!(sizes, [72, 72, 48, 96, 216, 40, 48, 64, 32]);
+    assert_eq!(sizes, [72, 72, 48, 96, 216, 40, 48, 64, 56, 32]);
     assert_eq!(size_of::<Frequencies<f64>>(), 72);
     assert_eq!(size_of::<RotaryDesc>(), 72);
     assert_eq!(size_of::<RerotateDesc>(), 48);
@@ -166,5 +167,6 @@ fn the_sizes_that_callers_may_give_are_those_of_the_first_version() {
     assert_eq!(size_of::<CacheRotaryDesc>(), 40);
     assert_eq!(size_of::<AppendDesc>(), 48);
     assert_eq!(size_of::<DecodeDesc>(), 64);
+    assert_eq!(size_of::<PrefillDesc>(), 56);
     assert_eq!(size_of::<RerotateCacheDesc>(), 32);
 }

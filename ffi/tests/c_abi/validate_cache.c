@@ -17,6 +17,7 @@ static longrope_kv_cache cache = LONGROPE_KV_CACHE_INIT;
 static longrope_append_desc append = LONGROPE_APPEND_DESC_INIT;
 static longrope_append_tensors fresh;
 static longrope_decode_desc decode = LONGROPE_DECODE_DESC_INIT;
+static longrope_prefill_desc prefill = LONGROPE_PREFILL_DESC_INIT;
 static longrope_decode_tensors tensors;
 static longrope_rerotate_cache_desc rerotate = LONGROPE_REROTATE_CACHE_DESC_INIT;
 
@@ -24,6 +25,7 @@ static void validate(const char *what, void *stream) {
     printf("%s\n", what);
     announce("  append", longrope_append_validate(context, &append, &cache, &fresh, stream));
     announce("  decode", longrope_decode_validate(context, &decode, &cache, &tensors, stream));
+    announce("  prefill", longrope_prefill_validate(context, &prefill, &cache, &tensors, stream));
     announce("  rerotate", longrope_rerotate_cache_validate(context, &rerotate, &cache, stream));
 }
 
@@ -58,11 +60,11 @@ int main(void) {
     memset(&fresh, 0, sizeof fresh);
     memset(&tensors, 0, sizeof tensors);
     fresh.k = fresh.v = tensors.q = tensors.out = k;
-    append.rotary = decode.rotary = rerotate.to = rerotate.from = &rotary;
+    append.rotary = decode.rotary = prefill.rotary = rerotate.to = rerotate.from = &rotary;
     append.tokens.sequence_kind = LONGROPE_SEQUENCES_PACKED;
     append.tokens.starts = starts;
     append.tokens.most = 2;
-    decode.tokens = append.tokens;
+    decode.tokens = prefill.tokens = append.tokens;
 
     validate("right", at(0x77));
     lengths[2] = 49;
@@ -75,7 +77,7 @@ int main(void) {
     choices[2] = 0;
     table[2][0] = 5;
     validate("a page that is none", NULL);
-    decode.window = 10;
+    decode.window = prefill.window = 10;
     validate("the same, out of sight", NULL);
     table[2][0] = 2;
     starts[1] = 4;

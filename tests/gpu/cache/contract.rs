@@ -25,7 +25,7 @@ pub const TESTS: &[crate::Test] = &[
 const LENGTHS: [usize; 4] = [40, 90, 17, 60];
 const FRESH: usize = 3;
 /// Of sequences: short, long, long, short.
-const CHOICES: [i32; 4] = [0, 1, 1, 0];
+pub const CHOICES: [i32; 4] = [0, 1, 1, 0];
 
 fn problem(packed: bool) -> Problem {
     let one = |i: usize| Sequence { length: LENGTHS[i], fresh: FRESH, seed: 70 + 2 * i as u64 };
@@ -50,7 +50,7 @@ fn problem(packed: bool) -> Problem {
     }
 }
 
-fn rotation() -> Rotation {
+pub fn rotation() -> Rotation {
     let set = |by: f64| (0..32).map(|i| 1e4f64.powf(-f64::from(i) / 32.0) / by).collect::<Vec<f64>>();
     Rotation {
         frequencies: [set(1.0), set(1.2), set(3.1)],
@@ -64,7 +64,7 @@ fn rotation() -> Rotation {
 
 /// A number that is changed.
 #[derive(Debug, Clone, Copy)]
-enum Entry {
+pub enum Entry {
     /// Of a sequence.
     Length(usize),
     Choice(usize),
@@ -74,12 +74,12 @@ enum Entry {
 }
 
 /// A number that is bad: what kernels set, what `validate` says, and the sequence it makes bad.
-struct Bad {
-    entry: Entry,
-    number: i32,
-    status: u32,
-    message: String,
-    sequence: usize,
+pub struct Bad {
+    pub entry: Entry,
+    pub number: i32,
+    pub status: u32,
+    pub message: String,
+    pub sequence: usize,
 }
 
 /// The capacity of a sequence and the pages of the cache.
@@ -102,7 +102,7 @@ fn bad_choice(name: &str, sequence: usize, number: i32) -> Bad {
     Bad { entry: Entry::Choice(sequence), number, status: BAD_CHOICE, message, sequence }
 }
 
-fn bad_page(memory: &Memory, sequence: usize, token: usize, number: i32) -> Bad {
+pub fn bad_page(memory: &Memory, sequence: usize, token: usize, number: i32) -> Bad {
     let (page, last) = (token / 16, sizes(memory).1 - 1);
     let message = format!(
         "cache.pages[{sequence}][{page}]: {number} is not valid; expected 0 to {last}, a page of the cache"
@@ -111,12 +111,13 @@ fn bad_page(memory: &Memory, sequence: usize, token: usize, number: i32) -> Bad 
 }
 
 /// Bad lengths, choices and pages of every sequence; the pages are those of the last token.
-fn bad_entries(memory: &Memory, name: &str, fresh: usize) -> Vec<Bad> {
+pub fn bad_entries(problem: &Problem, memory: &Memory, name: &str, fresh: usize) -> Vec<Bad> {
     let (capacity, pages) = sizes(memory);
     let mut all = Vec::new();
-    for (i, &length) in LENGTHS.iter().enumerate() {
+    for (i, &Sequence { length, .. }) in problem.sequences.iter().enumerate() {
         let mut lengths = vec![-1, i32::MIN, capacity as i32 + 1, i32::MAX];
-        lengths.extend(1..fresh as i32);
+        lengths
+            .extend([1, fresh as i32 - 1].into_iter().filter(|&length| (1..fresh as i32).contains(&length)));
         all.extend(lengths.into_iter().map(|number| bad_length(memory, i, number, fresh)));
         all.extend([2, -1, i32::MAX].map(|number| bad_choice(name, i, number)));
         all.extend([-1, pages, i32::MIN].map(|number| bad_page(memory, i, length - 1, number)));
@@ -125,8 +126,8 @@ fn bad_entries(memory: &Memory, name: &str, fresh: usize) -> Vec<Bad> {
 }
 
 /// Starts that make one sequence bad. Those that fall are apart: rows are found by halving, which such starts mislead.
-fn bad_starts(problem: &Problem, memory: &Memory) -> Vec<Bad> {
-    let total = problem.tokens()[1];
+pub fn bad_starts(problem: &Problem, memory: &Memory) -> Vec<Bad> {
+    let (total, fresh) = (problem.tokens()[1], problem.sequences[0].fresh as i64);
     let [first, second] = [memory.starts[0], memory.starts[1]];
     let last = memory.starts[3];
     let rise = |which: usize, number: i64, before: i64, sequence| Bad {
@@ -145,23 +146,23 @@ fn bad_starts(problem: &Problem, memory: &Memory) -> Vec<Bad> {
         message: format!(
             "tokens.starts[{}]: {found} is not valid; expected at most {}: {before} and the most new tokens",
             if which == 0 { 1 } else { which },
-            before + FRESH as i64
+            before + fresh
         ),
         sequence,
     };
-    assert_eq!(first + FRESH as i64, second);
+    assert_eq!(first + fresh, second);
     vec![
         rise(0, -1, 0, 0),
         rise(0, i64::from(i32::MIN), 0, 0),
         rise(4, total as i64 + 1, last, 3),
         rise(4, i64::from(i32::MAX), last, 3),
         most(0, first - 1, second, first - 1, 0),
-        most(4, last + 4, last + 4, last, 3),
+        most(4, last + fresh + 1, last + fresh + 1, last, 3),
     ]
 }
 
 /// Puts a number where it belongs, and gives the one that was there.
-fn set(memory: &mut Memory, choices: &mut [i32; 4], entry: Entry, number: i32) -> i32 {
+pub fn set(memory: &mut Memory, choices: &mut [i32; 4], entry: Entry, number: i32) -> i32 {
     let wide = |place: &mut i64| std::mem::replace(place, i64::from(number)) as i32;
     match entry {
         Entry::Length(i) => wide(&mut memory.lengths[i]),
@@ -209,7 +210,7 @@ fn append_entries(gpu: &Gpu) {
     for (packed, keys) in [(true, CachedKeys::Rotated), (false, CachedKeys::Unrotated)] {
         let problem = problem(packed);
         let (mut memory, mut choices) = (empty(gpu, &problem), CHOICES);
-        let mut entries = bad_entries(&memory, "rotary", FRESH);
+        let mut entries = bad_entries(&problem, &memory, "rotary", FRESH);
         if packed {
             entries.extend(bad_starts(&problem, &memory));
         }
@@ -271,7 +272,7 @@ fn decode_entries(gpu: &Gpu) {
         };
         let exact: Vec<Exact> = problem.sequences.iter().enumerate().map(one).collect();
         let (mut memory, mut choices) = (problem.memory(gpu), CHOICES);
-        let mut entries = bad_entries(&memory, "rotary", FRESH);
+        let mut entries = bad_entries(&problem, &memory, "rotary", FRESH);
         entries.extend([1, 3].map(|sequence| bad_page(&memory, sequence, 0, -1)));
         if packed {
             entries.extend(bad_starts(&problem, &memory));
@@ -346,7 +347,7 @@ fn rerotate_entries(gpu: &Gpu) {
     let problem = problem(false);
     let turned = CHOICES.map(|choice| 1 - choice);
     let fresh = problem.memory(gpu);
-    let mut entries = bad_entries(&fresh, "to", 0);
+    let mut entries = bad_entries(&problem, &fresh, "to", 0);
     entries.push(bad_page(&fresh, 1, 20, -1));
     let width = problem.heads[1] * problem.head_dim;
     for Bad { entry, number, status, message, sequence } in entries {

@@ -1,7 +1,7 @@
 //! A captured step of decoding, an append and a decode over un-rotated keys, replayed while sequences grow and switch their sets.
 
-use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUgraphInstantiate_flags_enum, CUstreamCaptureMode_enum};
+use cudarc::driver::{CudaGraph, CudaSlice};
 use longrope::device::Dtype;
 use longrope::ops::{Append, AppendTensors, CacheChoices, CacheRotary, CachedKeys, Decode, Split, Workspace};
 
@@ -40,8 +40,15 @@ impl Side {
     }
 
     /// One step, by the numbers that lie on the device when it runs. Keys and values are always those of the last token: what
-    /// differs is where they go and how they turn.
-    fn launch(&self, gpu: &Gpu, problem: &Problem, rotation: &Rotation) {
+    /// differs is where they go and how they turn. `around` gets the launches: a capture may begin only when all addresses were asked
+    /// for, since that puts events on the stream.
+    fn step<R>(
+        &self,
+        gpu: &Gpu,
+        problem: &Problem,
+        rotation: &Rotation,
+        around: impl FnOnce(&dyn Fn()) -> R,
+    ) -> R {
         let sets = rotation.sets();
         let choices = CacheChoices::ByIndex(gpu.address(&self.choices));
         let rotary = CacheRotary { sets: &sets, pairing: rotation.pairing, choices };
@@ -56,10 +63,25 @@ impl Side {
         let tensors = tensors(self.memory.q.tensor, &self.results[0], &self.results[1]);
         let workspace = Workspace { address: gpu.address(&self.scratch), bytes: self.scratch.len() };
         // SAFETY: the buffers are as large as their layouts say, and live until the last step was read.
-        unsafe {
+        around(&|| unsafe {
             append.run(&gpu.kernels, &new, gpu.raw_stream()).unwrap();
             decode.run(&gpu.kernels, &tensors, workspace, gpu.raw_stream()).unwrap();
-        }
+        })
+    }
+
+    fn launch(&self, gpu: &Gpu, problem: &Problem, rotation: &Rotation) {
+        self.step(gpu, problem, rotation, |launch| launch());
+    }
+
+    fn capture(&self, gpu: &Gpu, problem: &Problem, rotation: &Rotation) -> CudaGraph {
+        self.step(gpu, problem, rotation, |launch| {
+            gpu.stream.synchronize().unwrap();
+            let mode = CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            gpu.stream.begin_capture(mode).unwrap();
+            launch();
+            let flags = CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+            gpu.stream.end_capture(flags).unwrap().expect("a graph with kernels")
+        })
     }
 
     fn tell(&mut self, gpu: &Gpu, lengths: &[i64], choices: [i32; 2]) {
@@ -102,11 +124,7 @@ fn graph(gpu: &Gpu) {
             place: 3,
         };
         let [mut replayed, mut eager] = [(); 2].map(|()| Side::new(gpu, &problem));
-        gpu.stream.synchronize().unwrap();
-        gpu.stream.begin_capture(CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
-        replayed.launch(gpu, &problem, &rotation);
-        let flags = CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = gpu.stream.end_capture(flags).unwrap().expect("a graph with kernels");
+        let graph = replayed.capture(gpu, &problem, &rotation);
         assert!(replayed.results[0].is_untouched(gpu), "capturing runs nothing");
         // The cache holds what came before the first step.
         for side in [&mut replayed, &mut eager] {

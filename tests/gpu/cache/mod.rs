@@ -5,9 +5,10 @@ mod contract;
 mod graph;
 mod life;
 mod model;
+mod prefill;
 mod rotating;
 
 /// Every test on caches that grow.
 pub fn tests() -> Vec<crate::Test> {
-    [append::TESTS, rotating::TESTS, life::TESTS, graph::TESTS, contract::TESTS].concat()
+    [append::TESTS, rotating::TESTS, life::TESTS, graph::TESTS, contract::TESTS, prefill::TESTS].concat()
 }

@@ -3,7 +3,8 @@
 use cudarc::driver::CudaSlice;
 use longrope::device::{DeviceTensor, Dtype};
 use longrope::ops::{
-    Cache, Decode, DecodeTensors, DeviceLengths, NewTokens, PackedTokens, PageTable, Split, Starts, Workspace,
+    Cache, Decode, DecodeTensors, DeviceLengths, NewTokens, PackedTokens, PageTable, Prefill, Split, Starts,
+    Workspace,
 };
 use longrope::reference;
 
@@ -271,6 +272,12 @@ impl Problem {
             status: Some(gpu.address(&numbers.status)),
             ..Decode::new(cache)
         }
+    }
+
+    /// The same tokens as a prefill, which may be any number.
+    pub fn prefill(&self, gpu: &Gpu, memory: &Memory, numbers: &Numbers) -> Prefill<'static> {
+        let Decode { cache, tokens, rotary, scale, window, status, .. } = self.decode(gpu, memory, numbers);
+        Prefill { cache, tokens, rotary, scale, window, status }
     }
 
     /// One call, with the numbers as the memory has them now.

@@ -2,7 +2,10 @@
 
 use std::ptr::null;
 
-use super::{ALL, APPEND, Arguments, DECODE, REROTATE, SOMEWHERE, changed, packed, refused, taken, tensor};
+use super::{
+    ALL, APPEND, ATTEND, Arguments, DECODE, NEW, PREFILL, REROTATE, SOMEWHERE, changed, packed, refused,
+    taken, tensor,
+};
 use crate::abi::{Dtype, Frequencies, KvCache, NewTokens, Status::Unsupported};
 use crate::api::{Sets, frequencies};
 
@@ -36,6 +39,11 @@ fn a_cache_out_of_range_is_named_by_its_field() {
     );
     refused(&ALL, |all| all.cache.sequences = -3, "cache.sequences: -3 is not valid; expected 0 or more");
     refused(&ALL, |all| all.cache.table_width = -1, "cache.table_width: -1 is not valid; expected 0 or more");
+    refused(
+        &ALL,
+        |all| all.cache.table_stride = -1,
+        "cache.table_stride: -1 is not valid; expected at least 0",
+    );
     type Change = fn(&mut KvCache);
     let unused: [(&str, Change); 4] = [
         ("page_table", |cache| cache.page_table = SOMEWHERE.cast()),
@@ -80,11 +88,7 @@ fn a_cache_out_of_range_is_named_by_its_field() {
         |all| all.cache.v.shape[2] = 1,
         "cache.v: shape [7, 32, 1, 16] is not valid; expected [7, 32, 2, 16]",
     );
-    refused(
-        &[APPEND, DECODE],
-        |all| all.cache.k.shape[3] = 8,
-        "cache.k.shape[3]: 8 is not valid; expected 16, as",
-    );
+    refused(&NEW, |all| all.cache.k.shape[3] = 8, "cache.k.shape[3]: 8 is not valid; expected 16, as");
     refused(
         &[APPEND, REROTATE],
         |all| all.cache.k.stride = [1024, 16, 16, 1],
@@ -98,6 +102,8 @@ fn a_cache_out_of_range_is_named_by_its_field() {
     }
     let start = "cache.table_width: 134217728 is not supported; expected at most 2^31 tokens of a sequence";
     changed(&ALL, |all| all.cache.table_width = 1 << 27, Unsupported, start);
+    let start = "cache.table_stride: 140737488355328 is not supported; expected a table of at most 2^48 ids";
+    changed(&ALL, |all| all.cache.table_stride = 1 << 47, Unsupported, start);
     changed(
         &ALL,
         |all| all.cache.k.stride = [2048, 32, 1024, 2],
@@ -160,10 +166,10 @@ fn rotations_have_the_fields_of_their_kind_and_no_others() {
         "desc.from.sets: 6 pairs is not valid; expected 8, as to.sets",
     );
     let start = "desc.rotary.sets: 6 pairs is not supported; expected a multiple of 8 pairs";
-    changed(&[DECODE], |all| all.rotary.sets = six.0, Unsupported, start);
+    changed(&ATTEND, |all| all.rotary.sets = six.0, Unsupported, start);
     taken(&[APPEND], |all| all.rotary.sets = six.0);
     let start = "desc.rotary.sets: angles in parity mode is not supported; expected exact angles";
-    changed(&[DECODE, REROTATE], |all| all.rotary.sets = parity.0, Unsupported, start);
+    changed(&[DECODE, PREFILL, REROTATE], |all| all.rotary.sets = parity.0, Unsupported, start);
     taken(&[APPEND], |all| all.rotary.sets = parity.0);
 }
 
@@ -177,8 +183,9 @@ fn new_tokens_have_the_fields_of_their_kind_and_no_others() {
             }
             change(&mut all.append.tokens);
             change(&mut all.decode.tokens);
+            change(&mut all.prefill.tokens);
         };
-        refused(&[APPEND, DECODE], change, start);
+        refused(&NEW, change, start);
     };
     let unused: [(&str, Change); 3] = [
         ("index_bits", |tokens| tokens.index_bits = 32),
@@ -193,7 +200,7 @@ fn new_tokens_have_the_fields_of_their_kind_and_no_others() {
     }
     let kinds = "desc.tokens.sequence_kind: -1 is not valid; expected LONGROPE_SEQUENCES_DENSE (0) or";
     wrong(false, |tokens| tokens.sequence_kind = -1, kinds);
-    taken(&[APPEND, DECODE], packed);
+    taken(&NEW, packed);
     let bits = "desc.tokens.index_bits: 8 is not valid; expected 32 (or 0) or 64";
     wrong(true, |tokens| tokens.index_bits = 8, bits);
     wrong(true, |tokens| tokens.most = -1, "desc.tokens.most: -1 is not valid; expected 0 or more");
@@ -203,19 +210,20 @@ fn new_tokens_have_the_fields_of_their_kind_and_no_others() {
     // 5 rows are fewer than there may be: 0 is as many as there are.
     let most = |all: &mut Arguments, most| {
         packed(all);
-        (all.append.tokens.most, all.decode.tokens.most) = (most, most);
+        let Arguments { append, decode, prefill, .. } = all;
+        (append.tokens.most, decode.tokens.most, prefill.tokens.most) = (most, most, most);
     };
-    taken(&[APPEND, DECODE], |all| most(all, 0));
+    taken(&NEW, |all| most(all, 0));
     let start = "desc.tokens.most: 17 is not supported; expected at most 16 new tokens of a sequence";
     changed(&[DECODE], |all| most(all, 17), Unsupported, start);
-    taken(&[APPEND], |all| most(all, 17));
+    taken(&[APPEND, PREFILL], |all| most(all, 17));
     refused(
         &[APPEND],
         |all| all.cache.sequences = 4,
         "tensors.k.shape[0]: 3 is not valid; expected 4, the sequences of",
     );
     refused(
-        &[DECODE],
+        &ATTEND,
         |all| all.cache.sequences = 4,
         "tensors.q.shape[0]: 3 is not valid; expected 4, the sequences of",
     );

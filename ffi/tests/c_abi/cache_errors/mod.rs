@@ -8,7 +8,7 @@ use std::ptr::{null, null_mut};
 
 use crate::abi::{
     AppendDesc, AppendTensors, CacheRotaryDesc, DecodeDesc, DecodeTensors, Dtype, KvCache, NewTokens,
-    RerotateCacheDesc, Status, Tensor, TensorIo,
+    PrefillDesc, RerotateCacheDesc, Status, Tensor, TensorIo,
 };
 use crate::api::{self, IN_PLACE, Sets, api, frequencies, message, status};
 
@@ -27,6 +27,8 @@ struct Arguments {
     append: AppendDesc,
     fresh: AppendTensors,
     decode: DecodeDesc,
+    prefill: PrefillDesc,
+    /// Of both.
     tensors: DecodeTensors,
     rerotate: RerotateCacheDesc,
     /// That of all of them, which the descriptors point to; of the re-rotation, `to`.
@@ -85,6 +87,14 @@ fn right() -> Arguments {
             rotary: &raw const *rotary,
             status: null_mut(),
         },
+        prefill: PrefillDesc {
+            struct_size: size_of::<PrefillDesc>() as u32,
+            scale: 0.0,
+            window: 0,
+            tokens,
+            rotary: &raw const *rotary,
+            status: null_mut(),
+        },
         tensors: DecodeTensors { q: queries, out: queries, lse: tensor([3, 2, 4, 1], Dtype::F32) },
         rerotate: RerotateCacheDesc {
             struct_size: size_of::<RerotateCacheDesc>() as u32,
@@ -126,13 +136,23 @@ const DECODE: Ask = |Arguments { decode, cache, tensors, .. }| {
         (api().decode_workspace_size)(decode, cache, tensors, bytes)
     })
 };
+const PREFILL: Ask = |Arguments { prefill, cache, tensors, .. }| {
+    // SAFETY: as above.
+    both(unsafe { (api().prefill_supported)(prefill, cache, tensors) }, |bytes| unsafe {
+        (api().prefill_workspace_size)(prefill, cache, tensors, bytes)
+    })
+};
 const REROTATE: Ask = |Arguments { rerotate, cache, .. }| {
     // SAFETY: as above.
     both(unsafe { (api().rerotate_cache_supported)(rerotate, cache) }, |bytes| unsafe {
         (api().rerotate_cache_workspace_size)(rerotate, cache, bytes)
     })
 };
-const ALL: [Ask; 3] = [APPEND, DECODE, REROTATE];
+const ALL: [Ask; 4] = [APPEND, DECODE, PREFILL, REROTATE];
+/// Those of new tokens.
+const NEW: [Ask; 3] = [APPEND, DECODE, PREFILL];
+/// Those that attend.
+const ATTEND: [Ask; 2] = [DECODE, PREFILL];
 
 /// Arguments that are right but for one change.
 #[track_caller]
@@ -162,8 +182,8 @@ fn taken(ops: &[Ask], change: impl Fn(&mut Arguments)) {
 /// New tokens one sequence after the other.
 fn packed(arguments: &mut Arguments) {
     let tokens = NewTokens { sequence_kind: 1, index_bits: 0, starts: SOMEWHERE, most: 2 };
-    (arguments.append.tokens, arguments.decode.tokens) = (tokens, tokens);
-    let Arguments { fresh, tensors, .. } = arguments;
+    let Arguments { append, decode, prefill, fresh, tensors, .. } = arguments;
+    (append.tokens, decode.tokens, prefill.tokens) = (tokens, tokens, tokens);
     let all =
         [&mut fresh.q.input, &mut fresh.k, &mut fresh.v, &mut tensors.q, &mut tensors.out, &mut tensors.lse];
     all.into_iter().for_each(|tensor| (tensor.shape[0], tensor.shape[1]) = (1, 5));
@@ -171,7 +191,7 @@ fn packed(arguments: &mut Arguments) {
 
 #[test]
 fn null_pointers_are_named() {
-    let Arguments { append, decode, rerotate, cache, fresh, tensors, .. } = &right();
+    let Arguments { append, decode, prefill, rerotate, cache, fresh, tensors, .. } = &right();
     let null_of =
         |name: &str| (Invalid, format!("{name}: NULL is not valid; expected a pointer to the struct"));
     // SAFETY: pointers are null or right; nothing runs without a context.
@@ -183,11 +203,15 @@ fn null_pointers_are_named() {
         assert_eq!(answer((api.decode_supported)(null(), cache, tensors)), null_of("desc"));
         assert_eq!(answer((api.decode_supported)(decode, null(), tensors)), null_of("cache"));
         assert_eq!(answer((api.decode_supported)(decode, cache, null())), null_of("tensors"));
+        assert_eq!(answer((api.prefill_supported)(null(), cache, tensors)), null_of("desc"));
+        assert_eq!(answer((api.prefill_supported)(prefill, null(), tensors)), null_of("cache"));
+        assert_eq!(answer((api.prefill_supported)(prefill, cache, null())), null_of("tensors"));
         assert_eq!(answer((api.rerotate_cache_supported)(null(), cache)), null_of("desc"));
         assert_eq!(answer((api.rerotate_cache_supported)(rerotate, null())), null_of("cache"));
         for found in [
             (api.append_workspace_size)(append, cache, fresh, null_mut()),
             (api.decode_workspace_size)(decode, cache, tensors, null_mut()),
+            (api.prefill_workspace_size)(prefill, cache, tensors, null_mut()),
             (api.rerotate_cache_workspace_size)(rerotate, cache, null_mut()),
         ] {
             let expected = "bytes: NULL is not valid; expected where to put the size".to_owned();
@@ -199,9 +223,11 @@ fn null_pointers_are_named() {
             &|| (api.append_validate)(null(), append, cache, fresh, stream),
             &|| (api.decode_run)(null(), decode, cache, tensors, null_mut(), 0, stream),
             &|| (api.decode_validate)(null(), decode, cache, tensors, stream),
+            &|| (api.prefill_run)(null(), prefill, cache, tensors, null_mut(), 0, stream),
+            &|| (api.prefill_validate)(null(), prefill, cache, tensors, stream),
             &|| (api.rerotate_cache_run)(null(), rerotate, cache, stream),
             &|| (api.rerotate_cache_validate)(null(), rerotate, cache, stream),
-        ] as [&dyn Fn() -> i32; 6]
+        ] as [&dyn Fn() -> i32; 8]
         {
             let (found, message) = answer(call());
             assert_eq!(found, Invalid);
@@ -220,7 +246,7 @@ fn null_pointers_are_named() {
         "desc.from: NULL is not valid; expected a pointer",
     );
     // Keys that are rotated already.
-    taken(&[DECODE], |all| all.decode.rotary = null());
+    taken(&ATTEND, |all| (all.decode.rotary, all.prefill.rotary) = (null(), null()));
     refused(
         &ALL,
         |all| all.rotary.sets = null(),
@@ -242,9 +268,9 @@ fn null_pointers_are_named() {
     );
     refused(&[APPEND], |all| all.fresh.k.data = null_mut(), "tensors.k: a null address is not valid");
     refused(&[APPEND], |all| all.fresh.v.data = null_mut(), "tensors.v: a null address is not valid");
-    refused(&[DECODE], |all| all.tensors.q.data = null_mut(), "tensors.q: a null address is not valid");
-    refused(&[DECODE], |all| all.tensors.out.data = null_mut(), "tensors.out: a null address is not valid");
-    refused(&[DECODE], |all| all.tensors.lse.data = null_mut(), "tensors.lse: a null address is not valid");
+    refused(&ATTEND, |all| all.tensors.q.data = null_mut(), "tensors.q: a null address is not valid");
+    refused(&ATTEND, |all| all.tensors.out.data = null_mut(), "tensors.out: a null address is not valid");
+    refused(&ATTEND, |all| all.tensors.lse.data = null_mut(), "tensors.lse: a null address is not valid");
 }
 
 #[test]
@@ -261,6 +287,7 @@ fn the_size_of_each_struct_is_checked() {
     too_small(216, &ALL, |all| &mut all.cache.struct_size, "cache");
     too_small(48, &[APPEND], |all| &mut all.append.struct_size, "desc");
     too_small(64, &[DECODE], |all| &mut all.decode.struct_size, "desc");
+    too_small(56, &[PREFILL], |all| &mut all.prefill.struct_size, "desc");
     too_small(32, &[REROTATE], |all| &mut all.rerotate.struct_size, "desc");
     too_small(40, &ALL, |all| &mut all.rotary.struct_size, "desc.rotary");
     too_small(40, &[REROTATE], |all| &mut all.from.struct_size, "desc.from");

@@ -2,7 +2,7 @@
 
 use std::ptr::{null, null_mut};
 
-use super::{ALL, APPEND, Arguments, DECODE, SOMEWHERE, changed, refused, taken};
+use super::{ALL, APPEND, ATTEND, Arguments, DECODE, PREFILL, SOMEWHERE, changed, refused, taken};
 use crate::abi::{DecodeTensors, Status::Unsupported};
 use crate::api::NONE;
 
@@ -52,18 +52,22 @@ fn what_is_wrong_with_an_append_is_named() {
 }
 
 #[test]
-fn what_is_wrong_with_decoding_is_named() {
+fn what_is_wrong_with_attention_over_a_cache_is_named() {
     let odd = SOMEWHERE.wrapping_byte_add(2).cast();
     refused(
-        &[DECODE],
-        |all| all.decode.status = odd,
+        &ATTEND,
+        |all| (all.decode.status, all.prefill.status) = (odd, odd),
         "desc.status: address 0x1002 is not valid; expected a multiple of 4",
     );
     refused(&[DECODE], |all| all.decode.flags = 1, "desc.flags: 1 is not valid; expected 0");
-    refused(&[DECODE], |all| all.decode.window = -1, "desc.window: -1 is not valid; expected 0 or more");
     refused(
-        &[DECODE],
-        |all| all.decode.scale = f32::NAN,
+        &ATTEND,
+        |all| (all.decode.window, all.prefill.window) = (-1, -1),
+        "desc.window: -1 is not valid; expected 0 or more",
+    );
+    refused(
+        &ATTEND,
+        |all| (all.decode.scale, all.prefill.scale) = (f32::NAN, f32::NAN),
         "desc.scale: NaN is not valid; expected a finite number",
     );
     let start = "desc.splits: -1 is not valid; expected 0 (blocks of equal work) or 1 to 1024 parts";
@@ -75,34 +79,39 @@ fn what_is_wrong_with_decoding_is_named() {
     );
     taken(&[DECODE], |all| all.decode.splits = 1024);
     refused(
-        &[DECODE],
+        &ATTEND,
         |all| all.tensors.out.shape[2] = 2,
         "tensors.out: shape [3, 2, 2, 16] is not valid; expected",
     );
     refused(
-        &[DECODE],
+        &ATTEND,
         |all| all.tensors.out.dtype = 2,
         "tensors.out.dtype: F16 is not valid; expected Bf16, as q, or F32",
     );
-    taken(&[DECODE], |all| all.tensors.out.dtype = 1);
-    refused(&[DECODE], |all| all.tensors.lse.dtype = 3, "tensors.lse.dtype: Bf16 is not valid; expected F32");
-    taken(&[DECODE], |all| all.tensors.lse = NONE);
+    taken(&ATTEND, |all| all.tensors.out.dtype = 1);
+    refused(&ATTEND, |all| all.tensors.lse.dtype = 3, "tensors.lse.dtype: Bf16 is not valid; expected F32");
+    taken(&ATTEND, |all| all.tensors.lse = NONE);
     let heads = |all: &mut Arguments| all.tensors.q.shape[2] = 3;
     refused(
-        &[DECODE],
+        &ATTEND,
         heads,
         "cache.k.shape[2]: 2 is not valid; expected a divisor of the number of query heads (3)",
     );
-    let longer = |all: &mut Arguments| {
-        let DecodeTensors { q, out, lse } = &mut all.tensors;
-        [q, out, lse].into_iter().for_each(|tensor| tensor.shape[1] = 17);
+    let wide = |all: &mut Arguments| {
+        let (DecodeTensors { q, out, .. }, cache) = (&mut all.tensors, &mut all.cache);
+        [q, out, &mut cache.k, &mut cache.v].into_iter().for_each(|tensor| tensor.shape[3] = 264);
     };
-    changed(
-        &[DECODE],
-        longer,
-        Unsupported,
-        "tensors.q.shape[1]: 17 is not supported; expected at most 16 new tokens",
-    );
+    let start = "tensors.q.shape[3]: 264 is not supported; expected a multiple of 8 up to 256";
+    changed(&ATTEND, wide, Unsupported, start);
+    let longer = |all: &mut Arguments, length| {
+        let DecodeTensors { q, out, lse } = &mut all.tensors;
+        [q, out, lse].into_iter().for_each(|tensor| tensor.shape[1] = length);
+    };
+    let start = "tensors.q.shape[1]: 17 is not supported; expected at most 16 new tokens";
+    changed(&[DECODE], |all| longer(all, 17), Unsupported, start);
+    taken(&[PREFILL], |all| longer(all, 17));
+    let start = "tensors: 3 sequences of up to 1099511627776 queries and 4 heads is not supported; expected fewer than 2^31 blocks of 128 queries of a head";
+    changed(&[PREFILL], |all| longer(all, 1 << 40), Unsupported, start);
 }
 
 #[test]
