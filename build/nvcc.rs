@@ -16,7 +16,7 @@ fn targets(source: &Path) -> &'static [&'static str] {
     let name = source.file_stem().unwrap_or_default().to_string_lossy();
     match name {
         name if name.contains("sm90") => &[HOPPER],
-        name if name.starts_with("decode") => &OVERLAPPING,
+        name if name.starts_with("decode") || name == "cache" => &OVERLAPPING,
         _ => &[PORTABLE],
     }
 }

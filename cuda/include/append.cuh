@@ -6,15 +6,16 @@
 #pragma once
 
 #include "cache_rotation.cuh"
+#include "dependent_launch.cuh"
 #include "rotary.cuh"
 
 namespace longrope {
 
 template <class T>
 struct AppendWork {
-    // A row of the tensors of new tokens.
+    // A row of the tensors of new tokens; of a dense batch also the length of its sequence, which is asked for before all else.
     struct Source {
-        int64_t batch, row;
+        int64_t batch, row, length;
     };
     // Where a token goes, and how it turns; `set` is bad if nothing is to be written of it, and so is its page.
     struct Target {
@@ -35,11 +36,11 @@ struct AppendWork {
     __device__ __forceinline__ int ring_bytes() const { return p.ring_bytes; }
 
     __device__ __forceinline__ Source source(int64_t token) const {
-        if (p.tokens.starts) return {0, token};
+        if (p.tokens.starts) return {0, token, 0};
         const bool is_narrow = ((token | p.tokens.total) >> 32) == 0;
         const int64_t sequence = is_narrow ? static_cast<uint32_t>(token) / static_cast<uint32_t>(p.tokens.total)
                                            : token / p.tokens.total;
-        return {sequence, token - sequence * p.tokens.total};
+        return {sequence, token - sequence * p.tokens.total, number_at(p.cache.lengths, p.cache.lengths_are_wide, sequence)};
     }
     __device__ __forceinline__ bool is_readable(const Source &) const { return true; }
 
@@ -47,7 +48,8 @@ struct AppendWork {
         Target target{0, {0, 0}, kBadSet};
         const int64_t sequence = p.tokens.starts ? sequence_of_row(p.tokens, p.cache.sequences, source.row) : source.batch;
         if (sequence < 0) return target;
-        const CachedSequence one(p.cache, p.tokens, sequence);
+        const CachedSequence one = p.tokens.starts ? CachedSequence(p.cache, p.tokens, sequence)
+                                                   : CachedSequence(p.cache, p.tokens, sequence, source.length);
         if (one.length == 0) return target;
         target.position = one.first_position() + source.row - one.row;
         target.to = CachedRow::of(p.cache, sequence, target.position);
@@ -120,6 +122,8 @@ __device__ __forceinline__ void report_bad_sequences(const longrope_cache &cache
 
 template <class T, int N, bool kInterleaved>
 __device__ __forceinline__ void append(const longrope_append_params &p) {
+    wait_for_dependency();
+    let_dependents_begin();
     if (blockIdx.x == 0 && p.status) report_bad_sequences(p.cache, p.tokens, p.status);
     rotate_tokens<T, N, kInterleaved>(AppendWork<T>{p}, static_cast<int64_t>(blockIdx.x) * blockDim.z);
 }

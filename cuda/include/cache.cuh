@@ -21,8 +21,13 @@ struct CachedSequence {
 
     CachedSequence() = default;
 
-    __device__ __forceinline__ CachedSequence(const longrope_cache &cache, const longrope_new_tokens &tokens, int64_t sequence) {
-        length = number_at(cache.lengths, cache.lengths_are_wide, sequence);
+    __device__ __forceinline__ CachedSequence(const longrope_cache &cache, const longrope_new_tokens &tokens, int64_t sequence)
+        : CachedSequence(cache, tokens, sequence, number_at(cache.lengths, cache.lengths_are_wide, sequence)) {}
+
+    // The same where the number that is its length has been read.
+    __device__ __forceinline__ CachedSequence(const longrope_cache &cache, const longrope_new_tokens &tokens, int64_t sequence,
+                                              int64_t number)
+        : length(number) {
         batch = sequence;
         row = 0;
         fresh = tokens.most;

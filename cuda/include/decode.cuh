@@ -21,232 +21,17 @@
 #pragma once
 
 #include "decode_output.cuh"
-#include "key_rotation.cuh"
+#include "decode_warp.cuh"
 #include "dependent_launch.cuh"
-#include "mma.cuh"
-#include "softmax.cuh"
-#include "tile.cuh"
+#include "key_rotation.cuh"
 
 namespace longrope {
-
-// The sizes of a kernel.
-template <int kDim_, int kRows_>
-struct DecodeShape {
-    static constexpr int kDim = kDim_;                   // padded head dimension
-    static constexpr int kRows = kRows_;                 // rows of queries an item, at most
-    static constexpr int kN = kRows / 8;                 // blocks of 8 of them
-    static constexpr int kWarps = kDim > 128 ? 2 : 4;
-    static constexpr int kThreads = 32 * kWarps;
-    static constexpr int kTileKeys = 16 * kWarps;
-    static constexpr int kHalfBytes = 16 * kDim * 2;     // keys or values of a step
-    static constexpr int kSharedBytes = 96 * 1024;
-    static constexpr int kStages = kSharedBytes / (kWarps * 2 * kHalfBytes);
-    static constexpr int kOutputStride = kDim + 4;       // rows two apart lie eight banks apart
-    // Where registers suffice to hold angles from one step to the next (key_rotation.cuh).
-    static constexpr int kRotationStep = kDim == 256 || kRows == 32 ? 0 : kTileKeys;
-    static_assert(kRows % 8 == 0 && kStages >= 3);
-    static_assert(kWarps * kRows * kOutputStride * 4 <= kSharedBytes);
-};
 
 // Part of an item: some of its tiles.
 struct DecodeSegment {
     DecodeItem item;
     int64_t first_tile, tiles;  // by their number in the sequence
     int64_t slot;               // of the partial result, or -1: it is the whole
-};
-
-// One of the rows that a lane has in a product: all lanes of one l % 4 hold it alike, but for the sum of their own keys.
-struct ColumnState {
-    float maximum, sum;
-
-    __device__ __forceinline__ float finite() const { return maximum == -INFINITY ? 0.0f : maximum; }
-
-    // Takes the logits of this lane's two keys; returns the factor of what was summed before.
-    __device__ __forceinline__ float raise(float a, float b, float c) {
-        float largest = fmaxf(a, b);
-#pragma unroll
-        for (int distance = 4; distance < 32; distance *= 2) {
-            largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, distance));
-        }
-        const float before = maximum;
-        maximum = fmaxf(before, largest * c);
-        const float factor = exp2_approx(before - finite());
-        sum *= factor;
-        return factor;
-    }
-
-    __device__ __forceinline__ float total() const {
-        float all = sum;
-#pragma unroll
-        for (int distance = 4; distance < 32; distance *= 2) all += __shfl_xor_sync(0xffffffff, all, distance);
-        return all;
-    }
-};
-
-// The steps of a warp through its keys of a segment, and the loads that feed them.
-template <class T, class Shape>
-struct DecodeLoads {
-    using Layout = Tile<Shape::kDim>;
-    static constexpr int kPasses = Layout::kChunks / 2;  // chunks of 16 keys that a lane loads
-
-    const longrope_cache &cache;
-    const char *ring;
-    int64_t sequence, length, first_key;
-    int head, head_dim, steps, lane;
-    int ids, next_ids;  // pages of 32 steps, and of the 32 after them; lane l has that of step l
-    uint32_t bad;       // bits of longrope_device_status
-
-    __device__ __forceinline__ int fetch(int step) const {
-        step += lane;
-        if (!cache.page_table || step >= steps) return 0;
-        const uint32_t key = static_cast<uint32_t>(first_key) + step * Shape::kTileKeys;
-        return cache.page_table[sequence * cache.table_stride + key / static_cast<uint32_t>(cache.page_size)];
-    }
-
-    __device__ __forceinline__ void start() {
-        bad = 0;
-        ids = fetch(0);
-        next_ids = fetch(32);
-    }
-
-    // Begins to load the keys and values of a step, if there is one. Steps are to come in order.
-    __device__ __forceinline__ void begin(int step, int stage) {
-        if (step < steps) {
-            if (step % 32 == 0 && step > 0) {
-                ids = next_ids;
-                next_ids = fetch(step + 32);
-            }
-            const int64_t key = first_key + static_cast<int64_t>(step) * Shape::kTileKeys;
-            int64_t page = sequence, row = key;
-            if (cache.page_table) {
-                page = __shfl_sync(0xffffffff, ids, step % 32);
-                row = static_cast<uint32_t>(key) % static_cast<uint32_t>(cache.page_size);
-            }
-            int rows = static_cast<int>(min(length - key, int64_t{16}));
-            if (page < 0 || page >= cache.pages) {
-                bad = LONGROPE_DEVICE_BAD_PAGE;
-                rows = 0;
-            }
-            const T *const k = static_cast<const T *>(cache.k) + page * cache.k_stride[0] + row * cache.k_stride[1] +
-                               head * cache.k_stride[2];
-            const T *const v = static_cast<const T *>(cache.v) + page * cache.v_stride[0] + row * cache.v_stride[1] +
-                               head * cache.v_stride[2];
-            const uint32_t to = shared_address(ring) + stage * 2 * Shape::kHalfBytes;
-#pragma unroll
-            for (int pass = 0; pass < kPasses; ++pass) {
-                const int i = pass * 32 + lane, r = i / Layout::kChunks, chunk = i % Layout::kChunks;
-                const bool there = r < rows && chunk * 8 < head_dim;
-                async_copy_16_or_zero(to + Layout::at(r, chunk), k + r * cache.k_stride[1] + chunk * 8, there);
-            }
-#pragma unroll
-            for (int pass = 0; pass < kPasses; ++pass) {
-                const int i = pass * 32 + lane, r = i / Layout::kChunks, chunk = i % Layout::kChunks;
-                const bool there = r < rows && chunk * 8 < head_dim;
-                async_copy_16_or_zero(to + Shape::kHalfBytes + Layout::at(r, chunk), v + r * cache.v_stride[1] + chunk * 8, there);
-            }
-        }
-        async_copy_commit();
-    }
-};
-
-// The queries of an item and what a warp has summed for them.
-template <class T, class Shape>
-struct DecodeWarp {
-    static constexpr int kN = Shape::kN, kSteps = Shape::kDim / 16;
-    using Layout = Tile<Shape::kDim>;
-
-    uint32_t q[kN][kSteps][2];
-    float output[kSteps][kN][4];
-    ColumnState column[kN][2];
-
-    __device__ __forceinline__ void start(const longrope_decode_params &p, const DecodeItem &item, int lane) {
-        const uint32_t sign = p.negate ? 0x80008000u : 0;
-#pragma unroll
-        for (int n = 0; n < kN; ++n) {
-            const int row = 8 * n + lane / 4;
-            const T *const from = static_cast<const T *>(p.q) + (row < item.rows ? item.offset(p, p.q_stride, row) : 0);
-#pragma unroll
-            for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const int dim = 16 * step + 8 * half;
-                    q[n][step][half] = 0;
-                    if (row < item.rows && dim < p.head_dim) {
-                        q[n][step][half] = *reinterpret_cast<const uint32_t *>(from + dim + lane % 4 * 2) ^ sign;
-                    }
-                }
-#pragma unroll
-                for (int i = 0; i < 4; ++i) output[step][n][i] = 0.0f;
-            }
-            column[n][0] = column[n][1] = ColumnState{-INFINITY, 0.0f};
-        }
-    }
-
-    // Adds 16 keys and values, from `key` on.
-    __device__ __forceinline__ void step(const longrope_decode_params &p, const DecodeItem &item, const char *tile, int64_t key,
-                                         bool masked, int lane) {
-        float s[kN][4];
-        const uint32_t keys = shared_address(tile) + Layout::at(lane % 16, lane / 16);
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-            uint32_t a[4];
-            load_matrices(a, Layout::advance(keys, 2 * step));
-#pragma unroll
-            for (int n = 0; n < kN; ++n) mma(s[n], a, q[n][step][0], q[n][step][1], step == 0, T());
-        }
-        if (masked) mask(s, p, item, key, lane);
-        uint32_t weights[kN][2];
-        float factor[kN][2];
-#pragma unroll
-        for (int n = 0; n < kN; ++n) {
-            float x[4];
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                ColumnState &one = column[n][i];
-                factor[n][i] = one.raise(s[n][i], s[n][2 + i], p.scale_log2);
-                const float shift = kWeightBias<T> - one.finite();
-                x[i] = exp2_approx(fmaf(s[n][i], p.scale_log2, shift));
-                x[2 + i] = exp2_approx(fmaf(s[n][2 + i], p.scale_log2, shift));
-                one.sum += x[i] + x[2 + i];
-            }
-            weights[n][0] = transposed(pack(x[0], x[1], T()));
-            weights[n][1] = transposed(pack(x[2], x[3], T()));
-        }
-        const uint32_t values = shared_address(tile) + Shape::kHalfBytes + Layout::at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-            uint32_t a[4];
-            load_matrices_transposed(a, Layout::advance(values, 2 * step));
-#pragma unroll
-            for (int n = 0; n < kN; ++n) {
-                float sum[4];
-                mma(sum, a, weights[n][0], weights[n][1], true, T());
-#pragma unroll
-                for (int i = 0; i < 4; ++i) output[step][n][i] = fmaf(output[step][n][i], factor[n][i % 2], sum[i]);
-            }
-        }
-    }
-
-    // Masks what the rows of this lane do not see.
-    static __device__ __forceinline__ void mask(float (&s)[kN][4], const longrope_decode_params &p, const DecodeItem &item,
-                                                int64_t key, int lane) {
-#pragma unroll
-        for (int n = 0; n < kN; ++n) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int64_t at = key + lane / 4 + i / 2 * 8;
-                const int64_t position = item.sequence.first_position() + item.token(p, 8 * n + lane % 4 * 2 + i % 2);
-                if (at > position || (p.window > 0 && at <= position - p.window)) s[n][i] = -INFINITY;
-            }
-        }
-    }
-
-    // An 8 x 8 matrix of 16-bit elements, held as products leave them, transposed.
-    static __device__ __forceinline__ uint32_t transposed(uint32_t x) {
-        uint32_t y;
-        asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-        return y;
-    }
 };
 
 // Joins the results of the warps, and writes them.
@@ -431,6 +216,8 @@ __device__ __forceinline__ void decode_balanced(const longrope_decode_params &p,
 template <class T, class Shape, class Rotation>
 __device__ __forceinline__ void decode(const longrope_decode_params &p, const typename Rotation::Params &rotary) {
     extern __shared__ __align__(128) char shared_bytes[];
+    wait_for_dependency();
+    // Not before: the merge reads lengths before it waits for this kernel.
     let_dependents_begin();
     if (p.splits > 0) {
         decode_fixed<T, Shape, Rotation>(p, rotary, shared_bytes);

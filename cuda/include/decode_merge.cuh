@@ -99,6 +99,7 @@ __device__ __forceinline__ void decode_merge(const longrope_decode_params &p) {
     const int row = static_cast<int>(blockIdx.x % static_cast<uint32_t>(p.slot_rows));
     DecodeItem item;
     DecodeParts parts;
+    let_dependents_begin();
     const bool found = find_item(p, blockIdx.x / static_cast<uint32_t>(p.slot_rows), item, parts);
     wait_for_dependency();
     if (!found || row >= item.rows) return;

@@ -20,7 +20,8 @@ class Family:
     device: tuple[str, ...]  # what they include follows from them
     launch: tuple[str, ...]
     tests: tuple[str, ...]
-    bench: str
+    # None: the family has no such part.
+    bench: str = ""
     abi: tuple[str, ...] = ()
     # The program comes first, then what it needs. None: the family has no such part.
     peers: tuple[str, ...] = ()
@@ -57,6 +58,12 @@ def attention(name: str, *device: str, **rest) -> Family:
     )
 
 
+# What launches all that is done with a cache.
+CACHE = tuple(
+    f"src/ops/{name}.rs"
+    for name in ("append", "cache", "cache_*", "cached_attention", "decode", "decode_kernels", "factors", "rotary_launch")
+)
+
 FAMILIES = {
     "rotary": Family(
         device=("cuda/rotary.cu",),
@@ -79,8 +86,8 @@ FAMILIES = {
     ),
     "attention_sm90": attention("attention_sm90"),
     "decode": Family(
-        device=("cuda/decode_*.cu",),
-        launch=("src/ops/cache.rs", "src/ops/decode.rs"),
+        device=("cuda/decode_*.cu", "cuda/cache.cu"),
+        launch=CACHE,
         tests=("tests/gpu/decode/*.rs", "tests/gpu/attention/oracle.rs"),
         bench="gpu_decode",
         abi=tuple(f"ffi/src/{name}.rs" for name in ("decode", "cache", "abi/cache", "factors")),
@@ -95,6 +102,15 @@ FAMILIES = {
         # The last two launch some hundreds of times. racecheck keeps memory of the host for each launch, and beside the tests
         # before them 128 GiB do not suffice.
         large=("million", "the_same_inputs_give_the_same_bits", "a_captured_graph_serves_growing_sequences"),
+    ),
+    # What writes to a cache, and what reads it by chunks; its times are of the bench of decoding.
+    "cache": Family(
+        device=("cuda/cache.cu", "cuda/decode_*.cu", "cuda/attention_cached_*.cu", "cuda/cached_merge.cu"),
+        launch=(*CACHE, "src/ops/prefill.rs", "src/ops/attention_kernels.rs"),
+        tests=("tests/gpu/cache/*.rs", "tests/gpu/decode/model.rs", "tests/gpu/attention/oracle.rs"),
+        cases_tests=1000,
+        cases_sanitizer=3,
+        large=("seventy_thousand", "a_thousand_steps", "of_a_long_cache", "the_same_bits", "much_shorter_than_their_room"),
     ),
 }
 
@@ -114,8 +130,10 @@ def called(name: str) -> str:
 
 
 def kinds(name: str) -> list[str]:
-    """The kinds of parts that a family has: without peers, all others."""
-    return [kind for kind in KINDS if kind != "peers" or FAMILIES[name].peers]
+    """The kinds of parts that a family has."""
+    family = FAMILIES[name]
+    missing = {kind for kind, program in (("bench", family.bench), ("peers", family.peers)) if not program}
+    return [kind for kind in KINDS if kind not in missing]
 
 
 def fail(message: str) -> None:

@@ -83,8 +83,9 @@ impl Append<'_> {
         stream: Stream,
     ) -> Result<(), Error> {
         let Some((kernel, grid, params)) = self.plan(tensors)? else { return Ok(()) };
-        // SAFETY: the name is that of an appending kernel, which takes this block; the rest is the caller's promise.
-        Ok(unsafe { context.launch(kernel, grid, &params, stream) }?)
+        // SAFETY: the name is that of an appending kernel, which takes this block, and waits before it reads; the rest is the
+        // caller's promise.
+        Ok(unsafe { context.launch_dependent(kernel, grid, &params, stream) }?)
     }
 
     /// Checks what lies on the device: lengths, starts, the ids of the pages that are written to, numbers of sets. Waits for the

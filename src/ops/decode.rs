@@ -114,17 +114,18 @@ impl Decode<'_> {
         plan.params.parts_lse = workspace.address.wrapping_add(plan.lse_offset) as *mut f32;
         match plan.rotary {
             None => {
-                // SAFETY: the name is that of a decoding kernel, which takes this block; the rest is the caller's promise.
-                unsafe { context.launch(plan.kernel, plan.grid, &plan.params, stream) }?;
+                // SAFETY: the name is that of a decoding kernel, which takes this block, and waits before it reads; the rest is the
+                // caller's promise.
+                unsafe { context.launch_dependent(plan.kernel, plan.grid, &plan.params, stream) }?;
             }
             Some(rotary) => {
                 let params = longrope_decode_rotating_params { decode: plan.params, rotary };
                 // SAFETY: as above, of a kernel that rotates.
-                unsafe { context.launch(plan.kernel, plan.grid, &params, stream) }?;
+                unsafe { context.launch_dependent(plan.kernel, plan.grid, &params, stream) }?;
             }
         }
         let Some((kernel, grid)) = plan.merge else { return Ok(()) };
-        // SAFETY: as above, and the kernel before lets this one begin early, which waits for what that writes.
+        // SAFETY: as above; before it waits, it reads what the kernel before has waited for.
         Ok(unsafe { context.launch_dependent(kernel, grid, &plan.params, stream) }?)
     }
 

@@ -34,7 +34,7 @@ fn main() {
         ("rotary", rotary::tests()),
         ("attention", attention::tests()),
         ("decode", decode::tests()),
-        ("decode", cache::tests()),
+        ("cache", cache::tests()),
     ];
     let tests =
         families.into_iter().flat_map(|(family, tests)| tests.into_iter().map(move |test| (family, test)));

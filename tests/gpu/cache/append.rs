@@ -16,8 +16,8 @@ use crate::decode::model::{Form, Memory, Problem, Sequence};
 use crate::random::{Order, order};
 
 pub const TESTS: &[crate::Test] = &[
-    ("cache_append_writes_new_tokens_within_the_rotary_bound_and_nothing_else", within_bound),
-    ("cache_append_in_parity_mode_rotates_by_the_f32_product", parity),
+    ("append_writes_new_tokens_within_the_rotary_bound_and_nothing_else", within_bound),
+    ("append_in_parity_mode_rotates_by_the_f32_product", parity),
 ];
 
 /// Where queries are, and where they go.

@@ -11,7 +11,7 @@ use crate::decode::model::{Form, Memory, Numbers, Problem, Sequence, bytes, scra
 use crate::random::Order;
 
 pub const TESTS: &[crate::Test] =
-    &[("cache_a_captured_graph_serves_a_thousand_steps_and_a_switch_of_factors", graph)];
+    &[("a_captured_graph_serves_a_thousand_steps_and_a_switch_of_factors", graph)];
 
 const STEPS: usize = 1000;
 /// The first length of each sequence: the first grows from nothing.

@@ -15,7 +15,7 @@ use crate::check_cases;
 use crate::decode::model::{Form, Memory, Problem, Sequence};
 use crate::random::Order;
 
-pub const TESTS: &[crate::Test] = &[("cache_lives_of_sequences_agree_with_the_reference", lives)];
+pub const TESTS: &[crate::Test] = &[("lives_of_sequences_agree_with_the_reference", lives)];
 
 /// Sequences of a life.
 const COUNT: usize = 3;

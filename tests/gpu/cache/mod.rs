@@ -1,7 +1,8 @@
-//! What grows a cache, rotates its keys while they are read, and changes their factor sets: tests of the family `decode`.
+//! The family `cache`: what grows a cache, rotates its keys while they are read, changes their factor sets, and reads it by chunks.
 
 mod append;
 mod contract;
+mod entries;
 mod graph;
 mod life;
 mod model;

@@ -9,19 +9,20 @@ use proptest::sample::select;
 
 use crate::attention::oracle::{self, Exact, ONE_CALL};
 use crate::buffer::Gpu;
-use crate::cache::contract::{self, Bad, CHOICES, Entry, bad_entries, bad_page, bad_starts};
+use crate::cache::contract::{self, CHOICES};
+use crate::cache::entries::{Bad, Entry, bad_entries, bad_page, bad_starts, set};
 use crate::cache::model::{By, Rotation, exact_rotated, rotation};
 use crate::check_cases;
 use crate::decode::model::{Form, Found, Memory, Problem, Sequence, tensors};
 use crate::random::{Order, order};
 
 pub const TESTS: &[crate::Test] = &[
-    ("cache_prefill_is_within_its_bound_of_the_reference", within_bound),
-    ("cache_prefill_over_keys_rotated_while_read_is_within_its_bound", rotating),
-    ("cache_prefill_of_few_queries_divides_the_keys_of_a_long_cache", few_queries),
-    ("cache_prefill_of_sequences_much_shorter_than_their_room_has_empty_parts", short_sequences),
-    ("cache_prefill_reports_bad_entries_and_leaves_their_rows_alone", entries),
-    ("cache_prefill_gives_the_same_bits_for_the_same_inputs", same_bits),
+    ("prefill_is_within_its_bound_of_the_reference", within_bound),
+    ("prefill_over_keys_rotated_while_read_is_within_its_bound", rotating),
+    ("prefill_of_few_queries_divides_the_keys_of_a_long_cache", few_queries),
+    ("prefill_of_sequences_much_shorter_than_their_room_has_empty_parts", short_sequences),
+    ("prefill_reports_bad_entries_and_leaves_their_rows_alone", entries),
+    ("prefill_gives_the_same_bits_for_the_same_inputs", same_bits),
 ];
 
 /// What one call did.
@@ -355,7 +356,7 @@ fn entries(gpu: &Gpu) {
             if matches!(entry, Entry::Choice(_)) && !rotates {
                 continue;
             }
-            let good = contract::set(&mut memory, &mut choices, entry, number);
+            let good = set(&mut memory, &mut choices, entry, number);
             let sees = |_: usize, query: usize| match entry {
                 Entry::Page(_, token) => LENGTHS[sequence] - FRESH + query >= token / 16 * 16,
                 _ => true,
@@ -370,13 +371,13 @@ fn entries(gpu: &Gpu) {
                 check_bad(&problem, &exact, &found, &[sequence], sees)
                     .unwrap_or_else(|error| panic!("{entry:?} is {number}: {error}"));
             }
-            contract::set(&mut memory, &mut choices, entry, good);
+            set(&mut memory, &mut choices, entry, good);
         }
         check(&problem, &exact, &call(&memory, choices, true)).unwrap();
         if is_packed {
             // Starts that fall mislead the merge, which finds rows by halving: rows of the sequence before may be left out.
             let last = memory.starts[3];
-            contract::set(&mut memory, &mut choices, Entry::Start(4), last as i32 - 1);
+            set(&mut memory, &mut choices, Entry::Start(4), last as i32 - 1);
             let Ran { found, said, .. } = call(&memory, choices, true);
             assert_eq!((found.status, said.is_err()), (BAD_SEQUENCE, true));
             let unsure: &[usize] = if is_divided { &[2, 3] } else { &[3] };
