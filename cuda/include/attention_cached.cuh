@@ -38,9 +38,10 @@ struct CachedTileLoader : TilePasses<kDim, kKeys, kAttentionThreads> {
         const T *const from = static_cast<const T *>(tensor) + row * row_stride + threadIdx.x % Passes::Layout::kChunks * 8;
 #pragma unroll
         for (int pass = 0; pass < kPasses; ++pass) {
-            const int64_t offset = offsets[pass * kRowsAPass / 16] + pass * kRowsAPass % 16 * row_stride;
-            const bool there = row + pass * kRowsAPass < rows && dims > 0 && offset >= 0;
-            async_copy_16_or_zero(tile + shared + pass_offset(pass), from + (there ? offset : 0), there);
+            const int64_t group = offsets[pass * kRowsAPass / 16];
+            const bool there = row + pass * kRowsAPass < rows && dims > 0 && group != TilePlaces<kKeys>::kNowhere;
+            const T *const at = from + (there ? group + pass * kRowsAPass % 16 * row_stride : 0);
+            async_copy_16_or_zero(tile + shared + pass_offset(pass), at, there);
         }
     }
 };

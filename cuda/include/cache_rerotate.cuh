@@ -79,14 +79,19 @@ struct RerotateSequence {
 
 template <class T, int N, bool kInterleaved>
 __device__ __forceinline__ void rerotate_cache(const longrope_cache_rerotate_params &p) {
-    const int lane = (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32;
+    // Many sequences at once, lest each wait for its own length. Blocks need not be whole warps, so that these are handed round in
+    // shared memory.
+    constexpr int kAtOnce = 32;
+    __shared__ RerotateSequence sequences[kAtOnce];
+    const int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
     int64_t group = blockIdx.x;
-    for (int64_t base = 0; base < p.cache.sequences; base += 32) {
-        // 32 sequences at once, lest each wait for its own length.
-        const RerotateSequence mine = RerotateSequence::of(p, base + lane);
-        for (int i = 0; i < 32; ++i) {
-            RerotateWork<T> work{p, base + i, __shfl_sync(0xffffffff, mine.length, i), __shfl_sync(0xffffffff, mine.from, i),
-                                 __shfl_sync(0xffffffff, mine.to, i)};
+    for (int64_t base = 0; base < p.cache.sequences; base += kAtOnce) {
+        for (int i = thread; i < kAtOnce; i += blockDim.x * blockDim.y * blockDim.z) {
+            sequences[i] = RerotateSequence::of(p, base + i);
+        }
+        __syncthreads();
+        for (int i = 0; i < kAtOnce; ++i) {
+            const RerotateWork<T> work{p, base + i, sequences[i].length, sequences[i].from, sequences[i].to};
             const int64_t groups = (work.length + blockDim.z - 1) / blockDim.z;
             for (; group < groups; group += gridDim.x) {
                 rotate_tokens<T, N, kInterleaved>(work, group * blockDim.z);
@@ -94,6 +99,7 @@ __device__ __forceinline__ void rerotate_cache(const longrope_cache_rerotate_par
             }
             group -= groups;
         }
+        __syncthreads();  // and the sequences
     }
 }
 

@@ -70,7 +70,7 @@ impl Append<'_> {
     /// [`Error::Argument`]: shapes or types that do not belong together, a missing or misaligned address, an output or a cache that
     /// overlaps itself, more pairs than half of the head dimension. [`Error::Unsupported`]: f32, a head dimension that is not a
     /// multiple of 8 up to 256, a cache whose rows are not at multiples of 16 bytes, pages of other than 16, 32, ... 256 tokens, 2^20
-    /// heads, 2^31 tokens of a page table's row, or 2^31 new tokens. Or an error of the driver.
+    /// heads, 2^31 tokens of a page table's row, or 2^31 blocks of new tokens. Or an error of the driver.
     ///
     /// # Safety
     /// All addresses must be of device memory of the stream's context, valid until the kernel ended, aligned to their elements,

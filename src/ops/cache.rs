@@ -221,7 +221,8 @@ impl NewTokens {
         longrope_new_tokens {
             starts: pointer(packed.map_or(0, |packed| packed.starts)),
             total: q.layout.length() as i64,
-            most: self.most(q) as i64,
+            // No limit, if it is beyond 63 bits.
+            most: i64::try_from(self.most(q)).unwrap_or(i64::MAX),
             starts_are_wide: i32::from(packed.is_some_and(|packed| packed.kind == Starts::I64)),
             padding: 0,
         }

@@ -10,8 +10,8 @@ use crate::ops::cache_launch::{rerotate_kernel, walking_launch};
 use crate::ops::cache_rotary::CacheRotary;
 use crate::ops::cache_validate::Numbers;
 
-/// Rotates the keys of a cache out of one factor set and into another, where they lie, in one pass. A sequence whose two sets are
-/// the same keeps its keys, bit for bit; so does one of length 0.
+/// Rotates the keys of a cache out of one factor set and into another, where they lie, in one pass. Where `from` and `to` have the
+/// same sets, a sequence that keeps its own keeps its keys, bit for bit.
 ///
 /// For one attention call this is what rotating the original keys anew gives, up to the rounding of the stored keys. For a whole
 /// model it approximates a new prefill: hidden states of upper layers were formed under the old factors.

@@ -26,7 +26,7 @@ pub struct Prefill<'a> {
     /// Which tokens the queries are.
     pub tokens: NewTokens,
     /// Rotates keys while they are read, if they lie in the cache [as they came](crate::ops::CachedKeys::Unrotated); queries are
-    /// rotated already. `None`: so are the keys. It needs no memory of its own; each block of 128 queries of a head rotates the keys
+    /// rotated already. `None`: so are the keys. It needs no memory of its own; each block of 64 or 128 queries of a head rotates the keys
     /// that it reads.
     pub rotary: Option<CacheRotary<'a>>,
     /// What logits are multiplied by; `None` is `1 / sqrt(head_dim)`.
@@ -35,7 +35,8 @@ pub struct Prefill<'a> {
     pub window: Option<u64>,
     /// The address of a `u32` in which the kernel sets bits ([`BAD_LENGTH`](crate::ops::BAD_LENGTH),
     /// [`BAD_PAGE`](crate::ops::BAD_PAGE), [`BAD_SEQUENCE`](crate::ops::BAD_SEQUENCE), [`BAD_CHOICE`](crate::ops::BAD_CHOICE)); it
-    /// clears none. The rows of a bad sequence are not written, nor are rows that see a bad page; where starts fall, rows of other
+    /// clears none. The rows of a bad sequence are not written, nor is any row of a block of queries, one of which may see a
+    /// bad page; where starts fall, rows of other
     /// sequences may be left out too.
     pub status: Option<u64>,
 }

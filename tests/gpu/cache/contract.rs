@@ -21,6 +21,7 @@ pub const TESTS: &[crate::Test] = &[
     ("bad_entries_are_reported_by_a_decode_that_rotates_and_their_rows_left_alone", decode_entries),
     ("bad_entries_are_reported_by_a_re_rotation_and_their_keys_left_alone", rerotate_entries),
     ("re_rotation_into_the_same_set_keeps_every_bit", same_set),
+    ("re_rotation_reaches_every_sequence_by_blocks_of_any_size", many_sequences),
 ];
 
 const LENGTHS: [usize; 4] = [40, 90, 17, 60];
@@ -209,12 +210,12 @@ fn rerotate(
     gpu: &Gpu,
     problem: &Problem,
     memory: &Memory,
-    [from, to]: [[i32; 4]; 2],
+    rotation: &Rotation,
+    [from, to]: [&[i32]; 2],
     has_status: bool,
 ) -> ([Vec<u32>; 2], u32, Result<(), String>) {
-    let rotation = rotation();
     let (sets, numbers) = (rotation.sets(), problem.numbers(gpu, memory));
-    let [from, to] = [from, to].map(|choices| gpu.upload(&choices));
+    let [from, to] = [from, to].map(|choices| gpu.upload(choices));
     let by = |choices| CacheRotary {
         sets: &sets,
         pairing: rotation.pairing,
@@ -248,7 +249,8 @@ fn rerotate_entries(gpu: &Gpu) {
             let rows = |i: usize| (0..LENGTHS[i]).map(|token| (token, row(&fresh, i, token))).collect();
             let of_rows: Vec<Vec<(usize, usize)>> = (0..4).map(rows).collect();
             set(&mut memory, &mut to, entry, number);
-            let ([before, after], found, said) = rerotate(gpu, &problem, &memory, [CHOICES, to], has_status);
+            let ([before, after], found, said) =
+                rerotate(gpu, &problem, &memory, &rotation(), [&CHOICES, &to], has_status);
             assert_eq!(found, if has_status { status } else { 0 }, "{entry:?} is {number}");
             assert_eq!(said, Err(message.clone()), "{entry:?} is {number}");
             let mut is_new = vec![false; after.len() / width];
@@ -275,18 +277,23 @@ fn rerotate_entries(gpu: &Gpu) {
                 }
                 let owner = (0..4).find(|&i| of_rows[i].iter().any(|(_, row)| *row == at)).expect("an owner");
                 let token = of_rows[owner].iter().find(|(_, row)| *row == at).expect("a token").0;
-                check_turned(&problem, token, long(owner), [&before[part.clone()], &after[part]]);
+                check_turned(
+                    &problem,
+                    &rotation(),
+                    token,
+                    long(owner),
+                    [&before[part.clone()], &after[part]],
+                );
             }
         }
     }
 }
 
 /// That keys were re-rotated, within the bound of one rotation.
-fn check_turned(problem: &Problem, token: usize, long: bool, [old, new]: [&[u32]; 2]) {
+fn check_turned(problem: &Problem, rotation: &Rotation, token: usize, long: bool, [old, new]: [&[u32]; 2]) {
     use crate::attention::oracle::decode;
     use crate::buffer::format;
     use crate::cache::model::ONE_ROTATION;
-    let rotation = rotation();
     let ratio = rotation.gain(token, long) / rotation.gain(token, !long);
     for (x, y) in old.chunks(problem.head_dim).zip(new.chunks(problem.head_dim)) {
         let x = decode(problem.dtype, x);
@@ -301,7 +308,8 @@ fn same_set(gpu: &Gpu) {
     let problem = problem(false);
     for (from, to) in [(CHOICES, CHOICES), ([0; 4], [0, 1, 0, 1])] {
         let memory = problem.memory(gpu);
-        let ([before, after], found, said) = rerotate(gpu, &problem, &memory, [from, to], true);
+        let ([before, after], found, said) =
+            rerotate(gpu, &problem, &memory, &rotation(), [&from, &to], true);
         assert_eq!((found, said), (0, Ok(())));
         let width = problem.heads[1] * problem.head_dim;
         for (i, length) in LENGTHS.into_iter().enumerate() {
@@ -310,6 +318,35 @@ fn same_set(gpu: &Gpu) {
                 let is_same = before[at..at + width] == after[at..at + width];
                 let is_kept = from[i] == to[i] || (token as u64) < rotation().first_tokens;
                 assert_eq!(is_same, is_kept, "sequence {i}, token {token}");
+            }
+        }
+    }
+}
+
+/// Many sequences, and blocks of threads that are no whole warps.
+fn many_sequences(gpu: &Gpu) {
+    for (head_dim, pairs, heads) in [(80, 40, 1), (16, 8, 1), (96, 48, 10), (48, 20, 5), (128, 64, 8)] {
+        let set = |by: f64| {
+            (0..pairs).map(|i| 1e4f64.powf(-f64::from(i) / f64::from(pairs)) / by).collect::<Vec<f64>>()
+        };
+        let rotation = Rotation { frequencies: [set(1.0), set(1.2), set(3.1)], ..rotation() };
+        let one = |i: usize| Sequence { length: i * 7 % 45, fresh: 1, seed: 300 + 2 * i as u64 };
+        let problem =
+            Problem { heads: [heads; 2], head_dim, sequences: (0..100).map(one).collect(), ..problem(false) };
+        let memory = problem.memory(gpu);
+        let [from, to] = [1, 2].map(|by| (0..100).map(|i| i / by % 2).collect::<Vec<i32>>());
+        let ([before, after], found, said) = rerotate(gpu, &problem, &memory, &rotation, [&from, &to], true);
+        assert_eq!((found, said), (0, Ok(())));
+        let width = heads * head_dim;
+        for (i, sequence) in problem.sequences.iter().enumerate() {
+            for token in 0..sequence.length {
+                let at = row(&memory, i, token) * width;
+                let [old, new] = [&before, &after].map(|all| &all[at..at + width]);
+                if from[i] == to[i] || (token as u64) < rotation.first_tokens {
+                    assert!(old == new, "sequence {i}, token {token} was written");
+                } else {
+                    check_turned(&problem, &rotation, token, to[i] == 1, [old, new]);
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! # The bound of keys that are rotated while they are read
 //! A kernel rounds each element of a rotated key to 16 bits, as appending would have. Before that it is within eps = 3e-6 gain
-//! hypot(x1, x2) of the exact one (decode_rotation.cuh), so it is a number between `round(exact - eps)` and `round(exact + eps)`.
+//! hypot(x1, x2) of the exact one (key_rotation.cuh), so it is a number between `round(exact - eps)` and `round(exact + eps)`.
 //! Mostly both are the rounded exact element, which the reference takes; where a rounding border lies between them, the element may
 //! be off by δ, one step. A logit is then off by at most D = |scale| max Σ |q| δ over the keys that the query sees, each weight
 //! before normalisation by a factor within exp(±D), a normalised one within exp(±2 D). So the output is off by at most
