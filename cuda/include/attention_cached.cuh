@@ -136,12 +136,15 @@ __device__ __forceinline__ void attend_cached(const longrope_cached_attention_pa
         int64_t of_keys = Places::kNowhere, of_values = Places::kNowhere;
         if (group >= 0) {
             CachedRow row = {sequence, int64_t{16} * group};
+            bool is_bad = false;
             if (c.cache.page_table) {
                 const int page = places.page[tile & 1][threadIdx.x];
                 row = {page, 16u * group % static_cast<uint32_t>(c.cache.page_size)};
-                if (page < 0 || page >= c.cache.pages) bad = LONGROPE_DEVICE_BAD_PAGE;
+                is_bad = page < 0 || page >= c.cache.pages;
             }
-            if (bad == 0) {
+            if (is_bad) {
+                atomicOr(&bad, static_cast<int>(LONGROPE_DEVICE_BAD_PAGE));
+            } else {
                 const int head = block.head / p.group;
                 of_keys = row.offset(c.cache.k_stride, head);
                 of_values = row.offset(c.cache.v_stride, head);

@@ -108,20 +108,11 @@ __device__ __forceinline__ void decode_merge(const longrope_decode_params &p) {
     loads.read(p, parts, row, 4 * lane, number, kWarps);
     float largest = -INFINITY;
     bool is_bad = false, is_nan = false;
-    constexpr int kRounds = 3;  // under way together: with three key heads, each has a third of some 264 blocks
-    for (int base = 0; base < parts.count; base += 32 * kRounds) {
-        float lse[kRounds];
-#pragma unroll
-        for (int i = 0; i < kRounds; ++i) {
-            const int part = base + 32 * i + lane;
-            lse[i] = part < parts.count ? p.parts_lse[parts.slot(part) * p.slot_rows + row] : -INFINITY;
-        }
-#pragma unroll
-        for (int i = 0; i < kRounds; ++i) {
-            is_bad |= __float_as_uint(lse[i]) == kBadPart;
-            is_nan |= isnan(lse[i]);
-            largest = fmaxf(largest, lse[i]);
-        }
+    for (int part = lane; part < parts.count; part += 32) {
+        const float lse = p.parts_lse[parts.slot(part) * p.slot_rows + row];
+        is_bad |= __float_as_uint(lse) == kBadPart;
+        is_nan |= isnan(lse);
+        largest = fmaxf(largest, lse);
     }
     if (__any_sync(0xffffffff, is_bad)) return;
 #pragma unroll
