@@ -108,7 +108,7 @@ FAMILIES = {
         device=("cuda/cache.cu", "cuda/decode_*.cu", "cuda/attention_cached_*.cu", "cuda/cached_merge.cu"),
         launch=(*CACHE, "src/ops/prefill.rs", "src/ops/attention_kernels.rs"),
         tests=("tests/gpu/cache/*.rs", "tests/gpu/decode/model.rs", "tests/gpu/attention/oracle.rs"),
-        cases_tests=1000,
+        cases_tests=400,
         cases_sanitizer=3,
         # The last three launch hundreds of times: racecheck takes a minute and more for each. It finds nothing in them.
         large=(
