@@ -213,23 +213,51 @@ struct Consumer {
             const float sum = row[half].total();
             const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
             const int query = first + 8 * half + lane / 4;
-            if (query >= item.rows) continue;
-            if (p.lse && lane % 4 == 0) {
+            const bool is_there = query < item.rows;
+            if (p.lse && is_there && lane % 4 == 0) {
                 const float log2_sum = log2f(sum) + (row[half].finite() - kWeightBias<T>);
                 p.lse[item.lse_at + query * p.lse_stride[1]] = sum == 0.0f ? -INFINITY : log2_sum * 0.693147180559945f;
             }
-            const int64_t at = item.out_at + query * p.out_stride[1] + lane % 4 * 2;
-#pragma unroll
-            for (int n = 0; n < kDim / 8; ++n) {
-                if (8 * n >= p.head_dim) break;
-                const float x = output[4 * n + 2 * half] * inverse, y = output[4 * n + 2 * half + 1] * inverse;
-                if (p.out_is_f32) {
-                    *reinterpret_cast<float2 *>(static_cast<float *>(p.out) + at + 8 * n) = make_float2(x, y);
-                } else {
-                    *reinterpret_cast<uint32_t *>(static_cast<T *>(p.out) + at + 8 * n) = pack(x, y, T());
-                }
+            const int64_t at = item.out_at + query * p.out_stride[1];
+            if (p.out_is_f32) {
+                store_floats(static_cast<float *>(p.out) + at + lane % 4 * 2, inverse, half, is_there ? p.head_dim : 0);
+            } else {
+                store_words(static_cast<T *>(p.out) + at + lane % 4 * 8, inverse, half, is_there ? p.head_dim - lane % 4 * 8 : 0);
             }
         }
+    }
+
+    __device__ __forceinline__ void store_floats(float *to, float inverse, int half, int dims) const {
+#pragma unroll
+        for (int n = 0; n < kDim / 8; ++n) {
+            const float x = output[4 * n + 2 * half] * inverse, y = output[4 * n + 2 * half + 1] * inverse;
+            if (8 * n < dims) *reinterpret_cast<float2 *>(to + 8 * n) = make_float2(x, y);
+        }
+    }
+
+    // Of four neighbouring blocks of 8 columns, each of the four lanes of a row takes one, and writes it at once.
+    __device__ __forceinline__ void store_words(T *to, float inverse, int half, int dims) const {
+        const int lane = thread_again() % 32;
+#pragma unroll
+        for (int n = 0; n < kDim / 8; n += 4) {
+            uint32_t word[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                word[i] = pack(output[4 * (n + i) + 2 * half] * inverse, output[4 * (n + i) + 2 * half + 1] * inverse, T());
+            }
+            exchange(word[0], word[1], lane, 1);
+            exchange(word[2], word[3], lane, 1);
+            exchange(word[0], word[2], lane, 2);
+            exchange(word[1], word[3], lane, 2);
+            if (8 * n < dims) *reinterpret_cast<uint4 *>(to + 8 * n) = make_uint4(word[0], word[1], word[2], word[3]);
+        }
+    }
+
+    // Exchanges the second word of lanes without a bit for the first of those with it.
+    static __device__ __forceinline__ void exchange(uint32_t &first, uint32_t &second, int lane, int bit) {
+        const bool has = lane & bit;
+        const uint32_t other = __shfl_xor_sync(0xffffffff, has ? first : second, bit);
+        (has ? first : second) = other;
     }
 };
 

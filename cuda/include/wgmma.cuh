@@ -44,6 +44,7 @@ __device__ __forceinline__ void hold(float (&x)[N]) {
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define LONGROPE_D32(d, i) LONGROPE_D8(d, i), LONGROPE_D8(d, i + 8), LONGROPE_D8(d, i + 16), LONGROPE_D8(d, i + 24)
 #define LONGROPE_D40(d) LONGROPE_D32(d, 0), LONGROPE_D8(d, 32)
+#define LONGROPE_D88(d) LONGROPE_D32(d, 0), LONGROPE_D32(d, 32), LONGROPE_D8(d, 64), LONGROPE_D8(d, 72), LONGROPE_D8(d, 80)
 #define LONGROPE_D64(d) LONGROPE_D32(d, 0), LONGROPE_D32(d, 32)
 #define LONGROPE_D128(d) LONGROPE_D64(d), LONGROPE_D32(d, 64), LONGROPE_D32(d, 96)
 #define LONGROPE_NAMES_32 \
@@ -53,6 +54,7 @@ __device__ __forceinline__ void hold(float (&x)[N]) {
 #define LONGROPE_NAMES_64 \
     LONGROPE_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
     "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define LONGROPE_NAMES_88 LONGROPE_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87"
 #define LONGROPE_NAMES_128 \
     LONGROPE_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
     "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
@@ -82,6 +84,7 @@ __device__ __forceinline__ void hold(float (&x)[N]) {
 #define LONGROPE_WGMMA(Type, type)                                                                                         \
     LONGROPE_WGMMA_LOGITS(80, Type, type, LONGROPE_NAMES_40, LONGROPE_D40(d), "%40", "%41", "%42")                         \
     LONGROPE_WGMMA_LOGITS(128, Type, type, LONGROPE_NAMES_64, LONGROPE_D64(d), "%64", "%65", "%66")                        \
+    LONGROPE_WGMMA_LOGITS(176, Type, type, LONGROPE_NAMES_88, LONGROPE_D88(d), "%88", "%89", "%90")                        \
     LONGROPE_WGMMA_ADD(64, Type, type, LONGROPE_NAMES_32, LONGROPE_D32(d, 0), "%32, %33, %34, %35", "%36")                 \
     LONGROPE_WGMMA_ADD(128, Type, type, LONGROPE_NAMES_64, LONGROPE_D64(d), "%64, %65, %66, %67", "%68")                   \
     LONGROPE_WGMMA_ADD(256, Type, type, LONGROPE_NAMES_128, LONGROPE_D128(d), "%128, %129, %130, %131", "%132")

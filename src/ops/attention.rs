@@ -168,7 +168,9 @@ impl Attention {
         }
         let vector = [q, k, v, out].into_iter().all(DeviceTensor::is_vectorizable);
         let scale = self.attention.scale_for(head_dim);
-        let hopper = attention_hopper::kernel(tensors, scale);
+        // Of packed sequences it is only known how many queries they have.
+        let about_keys = if self.sequences == Sequences::Dense { k.layout.length() } else { longest };
+        let hopper = attention_hopper::kernel(tensors, about_keys, scale);
         // Asked for wherever it could be of use, since a function of shapes alone says how much.
         let workspace_bytes =
             hopper.map_or(0, |hopper| attention_hopper::workspace_bytes(hopper, k.layout.length()));
@@ -182,7 +184,11 @@ impl Attention {
         let tiles = longest.div_ceil(kernel.rows);
         let group = heads / k.layout.heads();
         let key_bytes = 2 * k.dtype.size() * k.layout.head_dim();
-        let section_heads = section_heads(key_bytes, k.layout.length(), k.layout.heads(), heads);
+        let (keys, key_heads) = (k.layout.length(), k.layout.heads());
+        let section_heads = match hopper {
+            Some(_) => attention_hopper::section_heads(key_bytes, keys, [key_heads, heads], tiles),
+            None => section_heads(key_bytes, keys, key_heads, heads),
+        };
         let sections = heads.div_ceil(section_heads);
         let blocks = [sections, section_heads, tiles]
             .into_iter()

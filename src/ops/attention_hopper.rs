@@ -16,20 +16,39 @@ const UNFOLDED_KEYS: usize = 4096;
 /// Bytes of the workspace before the sums: a counter, and room to align what follows.
 const COUNTER_BYTES: usize = 128;
 
-/// The kernel for these tensors, if they are of the kind that it takes: the copy engine can be told of them, the output can be
+/// The kernel for these tensors and for sequences of about so many keys, if they are of the kind that it takes: the copy engine can be told of them, the output can be
 /// written in pairs, no length is beyond 2^30, and the scale is not below zero.
-pub(super) fn kernel(tensors: &AttentionTensors, scale: f32) -> Option<&'static HopperKernel> {
+pub(super) fn kernel(tensors: &AttentionTensors, keys: usize, scale: f32) -> Option<&'static HopperKernel> {
     let AttentionTensors { q, k, v, out, .. } = tensors;
     let is_taken = scale >= 0.0
         && [q, k, v].into_iter().all(tensor_map::can_describe)
         && out.is_vectorizable()
         && q.layout.length().max(k.layout.length()) <= 1 << 30;
-    if is_taken { kernels::hopper(q.dtype, q.layout.head_dim()) } else { None }
+    if is_taken { kernels::hopper(q.dtype, q.layout.head_dim(), keys) } else { None }
 }
 
 /// The bytes that a launch needs beside its tensors, for so many keys.
 pub(super) fn workspace_bytes(kernel: &HopperKernel, keys: usize) -> usize {
     COUNTER_BYTES + if keys > UNFOLDED_KEYS { MAX_BLOCKS * kernel.kernel.rows * kernel.dim * 4 } else { 0 }
+}
+
+/// Query heads that are worked on together: whole groups, and as many as have 64 MiB of keys and values (`key_bytes` each, of one
+/// head). That is more than the second-level cache holds at once, but blocks walk over the same keys at nearly the same time.
+/// And so many that there are 1,024 items to share out: with fewer, some blocks end long before others.
+pub(super) fn section_heads(
+    key_bytes: usize,
+    keys: usize,
+    [key_heads, heads]: [usize; 2],
+    tiles: usize,
+) -> usize {
+    const CACHE_BYTES: usize = 64 << 20;
+    const ITEMS: usize = 1024;
+    let group = heads / key_heads;
+    let fit = CACHE_BYTES / key_bytes.saturating_mul(keys).max(1);
+    let shared_out = ITEMS.div_ceil(tiles.saturating_mul(group).max(1));
+    let sections = key_heads.div_ceil(fit.max(shared_out).clamp(1, key_heads));
+    // Of equal size, as far as that goes.
+    key_heads.div_ceil(sections) * group
 }
 
 /// Launches the kernel for so many items: blocks of queries of all heads and sequences.

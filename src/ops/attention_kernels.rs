@@ -1,6 +1,8 @@
 //! The attention kernels, by head dimension and type: the instances in `cuda/attention_sm80_d*.cu`, which every GPU runs, and in
 //! `cuda/attention_sm90_d*.cu`, for Hopper.
 
+use std::ops::RangeInclusive;
+
 use crate::device::{Dtype, Family};
 
 /// An instance of a kernel.
@@ -65,27 +67,36 @@ pub(super) struct HopperKernel {
     pub(super) dim: usize,
 }
 
-/// The instances of Hopper's kernel for head dimensions up to one: bf16 and f16.
+/// The instances of Hopper's kernel for head dimensions up to one, and for some numbers of keys.
 struct HopperHeadDim {
     image: &'static str,
+    for_keys: RangeInclusive<usize>,
+    /// bf16 and f16.
     kernels: [HopperKernel; 2],
 }
 
 /// The numbers as in the source's `HopperShape`.
 macro_rules! hopper {
-    ($dim:literal, consumers $consumers:literal, keys $keys:literal, stages $stages:literal, query_stages $queries:literal) => {
+    (
+        $dim:literal $suffix:literal, keys $for_keys:expr,
+        consumers $consumers:literal, tile $keys:literal, stages $stages:literal, query_stages $queries:literal
+    ) => {
         HopperHeadDim {
-            image: concat!("attention_sm90_d", $dim),
+            image: concat!("attention_sm90_d", $dim, $suffix),
+            for_keys: $for_keys,
             kernels: [
-                hopper!(@ $dim, "bf16", $consumers, $keys, $stages, $queries),
-                hopper!(@ $dim, "f16", $consumers, $keys, $stages, $queries),
+                hopper!(@ $dim, $suffix, "_bf16", $consumers, $keys, $stages, $queries),
+                hopper!(@ $dim, $suffix, "_f16", $consumers, $keys, $stages, $queries),
             ],
         }
     };
-    (@ $dim:literal, $name:literal, $consumers:literal, $keys:literal, $stages:literal, $queries:literal) => {
+    (
+        @ $dim:literal, $suffix:literal, $dtype:literal,
+        $consumers:literal, $keys:literal, $stages:literal, $queries:literal
+    ) => {
         HopperKernel {
             kernel: Kernel {
-                name: concat!("longrope_attention_sm90_d", $dim, "_", $name),
+                name: concat!("longrope_attention_sm90_d", $dim, $suffix, $dtype),
                 rows: 64 * $consumers,
                 threads: 128 * ($consumers + 1),
                 // Alignment, queries, keys and values.
@@ -97,10 +108,13 @@ macro_rules! hopper {
     };
 }
 
-static HOPPER: [HopperHeadDim; 3] = [
-    hopper!(64, consumers 3, keys 128, stages 3, query_stages 2),
-    hopper!(128, consumers 2, keys 128, stages 2, query_stages 2),
-    hopper!(256, consumers 2, keys 80, stages 2, query_stages 1),
+/// The first that fits is taken. Beyond 2^19 keys the larger tiles of the second were slower: blocks no longer keep pace, and what
+/// one reads the others don't find in the cache any more.
+static HOPPER: [HopperHeadDim; 4] = [
+    hopper!(64 "", keys 0..=usize::MAX, consumers 3, tile 128, stages 3, query_stages 2),
+    hopper!(128 "_long", keys 4096..=1 << 19, consumers 2, tile 176, stages 2, query_stages 1),
+    hopper!(128 "", keys 0..=usize::MAX, consumers 2, tile 128, stages 3, query_stages 1),
+    hopper!(256 "", keys 0..=usize::MAX, consumers 2, tile 80, stages 2, query_stages 1),
 ];
 
 /// The instances over a cache, in `cuda/attention_cached_d*.cu`, for head dimensions up to one.
@@ -165,10 +179,12 @@ pub(super) fn portable(dtype: Dtype, head_dim: usize, vector: bool) -> Option<&'
     Some(&PORTABLE.iter().find(|instances| head_dim <= instances.dim)?.kernels[which])
 }
 
-/// Hopper's kernel, for a type of 16 bits and a head dimension; `None` beyond 256.
-pub(super) fn hopper(dtype: Dtype, head_dim: usize) -> Option<&'static HopperKernel> {
-    let instances = HOPPER.iter().find(|instances| head_dim <= instances.kernels[0].dim)?;
-    Some(&instances.kernels[usize::from(dtype == Dtype::F16)])
+/// Hopper's kernel, for a type of 16 bits, a head dimension and a number of keys; `None` beyond 256.
+pub(super) fn hopper(dtype: Dtype, head_dim: usize, keys: usize) -> Option<&'static HopperKernel> {
+    let fits = |instances: &&HopperHeadDim| {
+        head_dim <= instances.kernels[0].dim && instances.for_keys.contains(&keys)
+    };
+    Some(&HOPPER.iter().find(fits)?.kernels[usize::from(dtype == Dtype::F16)])
 }
 
 /// What a context loads.
@@ -216,9 +232,18 @@ mod tests {
             (264, None, None),
         ] {
             assert_eq!(dim(portable(Dtype::F16, head_dim, true)), portable_dim, "{head_dim}");
-            let hopper = hopper(Dtype::Bf16, head_dim).map(|instance| &instance.kernel);
+            let hopper = hopper(Dtype::Bf16, head_dim, 100).map(|instance| &instance.kernel);
             assert_eq!(dim(hopper), hopper_dim, "{head_dim}");
         }
+    }
+
+    #[test]
+    fn many_keys_come_in_larger_tiles() {
+        for (keys, tile) in [(4095, 128), (4096, 176), (1 << 19, 176), ((1 << 19) + 1, 128)] {
+            assert_eq!(hopper(Dtype::F16, 128, keys).unwrap().keys, tile, "{keys}");
+        }
+        assert_eq!(hopper(Dtype::F16, 64, 100_000).unwrap().keys, 128);
+        assert_eq!(hopper(Dtype::F16, 256, 100_000).unwrap().keys, 80);
     }
 
     #[test]
