@@ -376,7 +376,8 @@ typedef struct longrope_attention_tensors {
 LONGROPE_API longrope_status longrope_attention_supported(const longrope_attention_desc *desc,
                                                           const longrope_attention_tensors *tensors);
 
-/* How much scratch memory a run needs: a function of shapes, types and `sequences` alone. Pure. */
+/* How much scratch memory a run needs, whatever the GPU: a function of shapes, types, strides, the alignment of addresses, the
+ * sign of the scale and `sequences` alone, at most some 20 MB. Pure. */
 LONGROPE_API longrope_status longrope_attention_workspace_size(const longrope_attention_desc *desc,
                                                                const longrope_attention_tensors *tensors,
                                                                size_t *bytes);

@@ -53,7 +53,10 @@ def attention(name: str, *device: str, **rest) -> Family:
         # Each is checked against a reference in f64, on the processor.
         cases_tests=1000,
         cases_sanitizer=3,
-        large=("million", "long_causal_prefill", "long_prefill", "two_to_the_32", "a_launch_stays_on_its_own_stream"),
+        large=(
+            *("million", "long_causal_prefill", "long_prefill", "many_blocks", "two_to_the_32"),
+            "a_launch_stays_on_its_own_stream",
+        ),
         **rest,
     )
 

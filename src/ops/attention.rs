@@ -112,7 +112,9 @@ impl Attention {
         self.plan(tensors, |_| false).map(drop)
     }
 
-    /// The bytes of device memory that a launch needs beside its tensors. A function of shapes alone.
+    /// The bytes of device memory that a launch needs beside its tensors, whatever the GPU: a counter and, beyond 4,096 keys, sums
+    /// that are put aside, where Hopper's kernel takes the tensors; else none. A function of the arguments, and of nothing that
+    /// lies on the device.
     ///
     /// # Errors
     /// As [`Attention::supported`].
