@@ -55,7 +55,7 @@ def attention(name: str, *device: str, **rest) -> Family:
         cases_sanitizer=3,
         large=(
             *("million", "long_causal_prefill", "long_prefill", "many_blocks", "two_to_the_32"),
-            "a_launch_stays_on_its_own_stream",
+            *("grow_by_hundreds", "a_launch_stays_on_its_own_stream"),
         ),
         **rest,
     )
