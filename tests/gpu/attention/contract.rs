@@ -203,6 +203,11 @@ fn two_threads(gpu: &Gpu) {
     });
 }
 
+/// Whether all that runs are the kernels of every GPU: asked for, or because the driver takes PTX alone, which Hopper's have not.
+pub fn runs_portable_kernels() -> bool {
+    is_portable() || std::env::var("CUDA_FORCE_PTX_JIT").is_ok_and(|value| value == "1")
+}
+
 /// Queries with room between their elements are for the portable kernel, and its sums are the same however it loads them.
 /// So other bits for dense ones are of another kernel. Both are within the bound.
 fn own_kernel(gpu: &Gpu) {
@@ -211,9 +216,7 @@ fn own_kernel(gpu: &Gpu) {
         attribute(CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
         attribute(CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
     );
-    // The kernel for Hopper has no PTX.
-    let from_ptx = std::env::var("CUDA_FORCE_PTX_JIT").is_ok_and(|value| value == "1");
-    let portable = from_ptx || is_portable();
+    let portable = runs_portable_kernels();
     let (lengths, heads) = ([300, 500], [4, 2]);
     for (dtype, head_dim) in [(Dtype::Bf16, 64), (Dtype::F16, 64), (Dtype::Bf16, 128), (Dtype::Bf16, 256)] {
         let shape = |i: usize| [1, lengths[i], heads[i], head_dim];
