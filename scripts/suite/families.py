@@ -51,7 +51,7 @@ def attention(name: str, *device: str, **rest) -> Family:
         peers=tuple(f"benches/peers/{program}.py" for program in ("attention", "flash_attention3", "worker")),
         called="attention",
         # Each is checked against a reference in f64, on the processor.
-        cases_tests=600,
+        cases_tests=100,
         cases_sanitizer=3,
         large=(
             *("million", "long_causal_prefill", "long_prefill", "many_blocks", "two_to_the_32"),
