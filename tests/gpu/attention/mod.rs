@@ -2,7 +2,6 @@
 
 mod contract;
 mod forward;
-mod items;
 mod long;
 mod merge;
 pub mod oracle;
@@ -20,7 +19,6 @@ pub fn tests() -> Vec<crate::Test> {
         contract::TESTS,
         reach::TESTS,
         long::TESTS,
-        items::TESTS,
     ];
     files.concat()
 }
