@@ -121,6 +121,79 @@ LONGROPE_API longrope_status longrope_context_create(int32_t device, longrope_co
 /* Unloads the kernels. None may be running, and no graph that captured one may be replayed after this. */
 LONGROPE_API void longrope_context_destroy(longrope_context *context);
 
+/* ---- Configurations: which factors ------------------------------------------------------------------------------- */
+
+/* The rotary embedding of a model, by any of the methods that Hugging Face knows, or by LongRoPE. Needs no GPU. It
+ * never changes after it was made. */
+typedef struct longrope_config longrope_config;
+
+/* From the text of a Hugging Face config.json (`json_bytes` bytes of UTF-8; no final zero is needed), in either
+ * generation of its spelling. On an error `*config` is NULL. */
+LONGROPE_API longrope_status longrope_config_from_json(const char *json, size_t json_bytes, longrope_config **config);
+
+/* What a configuration of LongRoPE is made of (arXiv 2402.13753). */
+typedef struct longrope_factors {
+    uint32_t struct_size;
+    int32_t head_dim;            /* dimensions of a head. 0: 2 * pairs, so that all turn */
+    int64_t pairs;               /* half the rotary dimension: how many factors an array has */
+    const double *short_factors; /* of sequences up to the original length, above 0. NULL: all 1 */
+    const double *long_factors;  /* of longer ones, above 0 */
+    double theta;                /* the base: pair i turns by theta^(-i / pairs) / factor[i]. 0: 10000 */
+    int64_t original_length;     /* the length that the model was trained on, in tokens; from 2 */
+    int64_t max_length;          /* the length that it is extended to; from original_length */
+    double attention_factor;     /* what cosine and sine are multiplied by. 0: sqrt(1 + ln(max_length / original_length)
+                                  * / ln(original_length)) */
+    int64_t first_tokens;        /* how many first positions keep the model's own frequencies (n_hat) */
+} longrope_factors;
+
+#define LONGROPE_FACTORS_INIT \
+    { sizeof(longrope_factors), 0, 0, NULL, NULL, 0.0, 0, 0, 0.0, 0 }
+
+/* From factors, of which the arrays are copied. On an error `*config` is NULL. */
+LONGROPE_API longrope_status longrope_config_from_factors(const longrope_factors *factors,
+                                                          longrope_config **config);
+
+/* Frees a configuration. No call may be using it. */
+LONGROPE_API void longrope_config_destroy(longrope_config *config);
+
+/* What a configuration says. Set `struct_size` before the call. */
+typedef struct longrope_config_info {
+    uint32_t struct_size;
+    int32_t head_dim;        /* dimensions of a head */
+    int64_t pairs;           /* pairs of them that turn: how many frequencies and factors there are */
+    double theta;            /* the base that the model was trained with */
+    int64_t original_length; /* in tokens */
+    int64_t max_length;      /* in tokens */
+    double attention_factor; /* what cosine and sine are multiplied by */
+    int64_t first_tokens;    /* n_hat */
+} longrope_config_info;
+
+#define LONGROPE_CONFIG_INFO_INIT \
+    { sizeof(longrope_config_info), 0, 0, 0.0, 0, 0, 0.0, 0 }
+
+LONGROPE_API longrope_status longrope_config_info_get(const longrope_config *config, longrope_config_info *info);
+
+/* The frequencies of a sequence of `length` tokens (0: max_length), in radians a token; and what those of the model
+ * were divided by to get them. `count` is the number of pairs. */
+LONGROPE_API longrope_status longrope_config_frequencies(const longrope_config *config, int64_t length,
+                                                         double *frequencies, int64_t count);
+LONGROPE_API longrope_status longrope_config_factors(const longrope_config *config, int64_t length, double *factors,
+                                                     int64_t count);
+
+/* How the rotary block of a config.json is spelt. */
+typedef enum longrope_json_spelling {
+    LONGROPE_JSON_ROPE_SCALING = 0,   /* rope_scaling: transformers 4, vLLM, the converter of llama.cpp */
+    LONGROPE_JSON_ROPE_PARAMETERS = 1 /* rope_parameters: transformers 5 */
+} longrope_json_spelling;
+
+/* Writes the fields to merge into a model's config.json as one JSON object, with a final zero. `*json_bytes` becomes
+ * its length without that zero, also if `capacity` is too small, which is an error that writes nothing else; NULL with
+ * a capacity of 0 asks for the length alone. longrope_config_from_json reads the text back to the same configuration,
+ * except that the NTK-aware method becomes the larger theta that it stands for. n_hat above 0 is written as `n_hat`,
+ * which transformers ignores. `spelling` is a longrope_json_spelling. */
+LONGROPE_API longrope_status longrope_config_to_json(const longrope_config *config, int32_t spelling, char *json,
+                                                     size_t capacity, size_t *json_bytes);
+
 /* ---- Factor sets: which angle ------------------------------------------------------------------------------------ */
 
 /* The frequency of each pair of dimensions, in three sets: plain for the first tokens, short for sequences of up to the

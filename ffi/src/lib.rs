@@ -1,19 +1,23 @@
 //! The C ABI of longrope. What a caller sees, and the contract of every function, is `include/longrope.h`.
 //!
-//! - `abi`: the structs and constants of the header.
+//! - `abi`, `config_abi`: the structs and constants of the header.
 //! - `status`: the boundary. No panic and no print crosses it; every failure leaves a message.
 //! - `arguments`: reading what a caller points to.
 //! - `host`: what a descriptor points to in host memory.
-//! - `context`, `factors`, `tensor`, `rotary`, `attention`, `merge`, `append`, `decode`, `prefill`, `rerotate_cache`: the
+//! - `context`, `config`, `factors`, `tensor`, `rotary`, `attention`, `merge`, `append`, `decode`, `prefill`, `rerotate_cache`: the
 //!   functions, by the header's sections; the CPU forms are files of their own.
 //! - `cache`: what the last four share.
 
+// First, for its macros.
+#[macro_use]
 mod abi;
 mod append;
 mod arguments;
 mod attention;
 mod attention_cpu;
 mod cache;
+mod config;
+mod config_abi;
 mod context;
 mod decode;
 mod factors;

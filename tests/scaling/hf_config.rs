@@ -133,6 +133,19 @@ fn first_tokens_survive_a_round_trip_and_appear_only_if_there_are_some() {
 }
 
 #[test]
+fn partial_heads_survive_a_round_trip() {
+    for head_dim in 2..=400 {
+        for rotary_dim in (2..=head_dim).step_by(2) {
+            let geometry = Geometry::new(head_dim, rotary_dim, 1e4, 4096).unwrap();
+            let config = RopeConfig::new(geometry, 4096, Scaling::Linear { factor: 2.0 }).unwrap();
+            for generation in [Generation::RopeScaling, Generation::RopeParameters] {
+                assert_eq!(RopeConfig::from_hf(&config.to_hf(generation)).unwrap(), config);
+            }
+        }
+    }
+}
+
+#[test]
 fn ntk_aware_scaling_is_written_as_the_base_it_stands_for() {
     let geometry = Geometry::new(64, 64, 1e4, 4096).unwrap();
     let config = RopeConfig::new(geometry, 32_768, Scaling::NtkAware { factor: 8.0 }).unwrap();

@@ -4,13 +4,14 @@ use std::ffi::{CStr, c_char, c_void};
 use std::sync::OnceLock;
 
 use longrope::device::Context;
-use longrope::scaling::FactorSets;
+use longrope::scaling::{FactorSets, RopeConfig};
 
 use crate::abi::{
     AppendDesc, AppendTensors, AttentionDesc, AttentionTensors, DecodeDesc, DecodeTensors, Dtype,
     Frequencies, KvCache, MergeParts, Positions, PrefillDesc, RerotateCacheDesc, RerotateDesc, RotaryDesc,
     Status, Tensor, TensorIo,
 };
+use crate::config_abi::{ConfigInfo, Factors};
 use crate::library::built;
 
 macro_rules! functions {
@@ -44,6 +45,13 @@ functions! {
     last_error_message: fn() -> *const c_char;
     context_create: fn(i32, *mut *mut Context) -> i32;
     context_destroy: fn(*mut Context) -> ();
+    config_from_json: fn(*const c_char, usize, *mut *mut RopeConfig) -> i32;
+    config_from_factors: fn(*const Factors, *mut *mut RopeConfig) -> i32;
+    config_destroy: fn(*mut RopeConfig) -> ();
+    config_info_get: fn(*const RopeConfig, *mut ConfigInfo) -> i32;
+    config_frequencies: fn(*const RopeConfig, i64, *mut f64, i64) -> i32;
+    config_factors: fn(*const RopeConfig, i64, *mut f64, i64) -> i32;
+    config_to_json: fn(*const RopeConfig, i32, *mut c_char, usize, *mut usize) -> i32;
     factor_sets_from_json: fn(*const c_char, usize, i64, i32, *mut *mut FactorSets) -> i32;
     factor_sets_from_frequencies: fn(*const Frequencies<f64>, *mut *mut FactorSets) -> i32;
     factor_sets_from_frequencies_f32: fn(*const Frequencies<f32>, *mut *mut FactorSets) -> i32;

@@ -7,13 +7,16 @@ use crate::abi::{
     DecodeDesc, DecodeTensors, Dtype, Frequencies, KvCache, MergeParts, NewTokens, Pages, Pairing, Positions,
     PrefillDesc, RerotateCacheDesc, RerotateDesc, RotaryDesc, Sequences, Status, Tensor, TensorIo,
 };
+use crate::config_abi::{ConfigInfo, Factors, JsonSpelling};
 use crate::header;
 use crate::library::{Language, Link, Program, package, stdout};
 
 type Fields = &'static [(&'static str, usize, usize)];
 
 /// Every struct: its name in C, its size, its fields.
-const STRUCTS: [(&str, usize, Fields); 18] = [
+const STRUCTS: [(&str, usize, Fields); 20] = [
+    ("longrope_factors", size_of::<Factors>(), Factors::FIELDS),
+    ("longrope_config_info", size_of::<ConfigInfo>(), ConfigInfo::FIELDS),
     ("longrope_frequencies", size_of::<Frequencies<f64>>(), Frequencies::<f64>::FIELDS),
     ("longrope_frequencies_f32", size_of::<Frequencies<f32>>(), Frequencies::<f32>::FIELDS),
     ("longrope_tensor", size_of::<Tensor>(), Tensor::FIELDS),
@@ -43,6 +46,7 @@ fn enums() -> Vec<(&'static str, BTreeMap<String, i32>)> {
     }
     vec![
         ("longrope_status", constants!(Status)),
+        ("longrope_json_spelling", constants!(JsonSpelling)),
         ("longrope_angles", constants!(Angles)),
         ("longrope_dtype", constants!(Dtype)),
         ("longrope_pairing", constants!(Pairing)),

@@ -30,16 +30,16 @@ pub fn built() -> &'static Built {
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
         let output = Command::new(cargo)
+            // As scripts/install-library does, so that neither makes the other build anew.
             .args([
-                "build",
+                "rustc",
                 "--offline",
-                "--message-format=json",
+                "--message-format=json-render-diagnostics",
                 "--package=longrope-ffi",
-                "--profile",
-                profile,
             ])
-            .arg("--target-dir")
+            .args(["--lib", "--profile", profile, "--target-dir"])
             .arg(target)
+            .args(["--", "--print", "native-static-libs"])
             .current_dir(package())
             .output()
             .unwrap();
@@ -124,8 +124,9 @@ impl Program {
         compiler.arg(package().join(source)).arg("-o").arg(folder.path().join("program"));
         match link {
             Link::Shared => {
-                std::fs::copy(&built.shared, folder.path().join("liblongrope.so.0")).unwrap();
-                std::os::unix::fs::symlink("liblongrope.so.0", folder.path().join("liblongrope.so")).unwrap();
+                std::fs::copy(&built.shared, folder.path().join("liblongrope.so.0.1")).unwrap();
+                std::os::unix::fs::symlink("liblongrope.so.0.1", folder.path().join("liblongrope.so"))
+                    .unwrap();
                 compiler.arg("-L").arg(folder.path()).arg("-llongrope");
             }
             Link::Static => {

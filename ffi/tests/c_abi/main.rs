@@ -1,14 +1,20 @@
 //! The C ABI, used as C and C++ use it: compiled programs, and the shared library opened at run time. No GPU is needed.
 
+// First, for its macros.
+#[macro_use]
 #[path = "../../src/abi.rs"]
 mod abi;
 mod api;
 mod attention_errors;
 mod attention_oracle;
 mod cache_errors;
+mod config;
+#[path = "../../src/config_abi.rs"]
+mod config_abi;
 mod drivers;
 mod errors;
 mod examples;
+mod expected;
 mod exports;
 mod header;
 mod layout;

@@ -15,6 +15,15 @@ pub enum Generation {
     RopeParameters,
 }
 
+/// The share of a head that turns, so that readers, who multiply and round down, find the same number of dimensions.
+fn partial_factor(rotary_dim: usize, head_dim: usize) -> f64 {
+    let quotient = rotary_dim as f64 / head_dim as f64;
+    match head_dim as f64 * quotient < rotary_dim as f64 {
+        true => quotient.next_up(),
+        false => quotient,
+    }
+}
+
 impl RopeConfig {
     /// The fields to merge into a model's `config.json`: the block in the spelling of `generation`, the lengths, and
     /// what the geometry needs. [`from_hf`](Self::from_hf) reads them back to an equal configuration, except that
@@ -31,7 +40,7 @@ impl RopeConfig {
             }
             _ => geometry.theta(),
         };
-        let partial = geometry.rotary_dim() as f64 / geometry.head_dim() as f64;
+        let partial = partial_factor(geometry.rotary_dim(), geometry.head_dim());
 
         let mut config = Map::new();
         config.insert("head_dim".into(), json!(geometry.head_dim()));

@@ -73,9 +73,9 @@ fn expected(status: Status, message: &str) -> (Status, String) {
 fn explained(machine: &Path, status: Status, message: &str) {
     let (status, message) = expected(status, message);
     for (language, source) in [
-        (Language::C99, "examples/rotary.c"),
-        (Language::Cpp17, "examples/rotary.cpp"),
-        (Language::C99, "examples/attention.c"),
+        (Language::C99, "examples/rotary/rotary.c"),
+        (Language::Cpp17, "examples/rotary/rotary.cpp"),
+        (Language::C99, "examples/attention/attention.c"),
     ] {
         let program = Program::new(language, source, Link::Shared);
         let text = stdout(&mut program.command(Some(machine)));

@@ -1,8 +1,5 @@
 // The rotation of rotary.c from C++: handles that free themselves, errors as exceptions.
-//
-//   c++ -std=c++17 -I ffi/include ffi/examples/rotary.cpp -o rotary -L target/release -llongrope -ldl
-//
-// (after what rotary.c says)
+// It is built with rotary.c, as build/rotary_cpp.
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -16,7 +13,7 @@
 
 #include "longrope.h"
 
-#include "gpu.h"
+#include "../gpu.h"
 
 namespace {
 

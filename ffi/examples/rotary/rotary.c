@@ -1,9 +1,7 @@
 /* Rotates queries and keys far beyond a model's original context: on the CPU, and on a GPU if there is one.
  *
- *   cargo build --release -p longrope-ffi
- *   cc -std=c99 -I ffi/include ffi/examples/rotary.c -o rotary -L target/release -llongrope -ldl -lm
- *   ln -s liblongrope.so target/release/liblongrope.so.0
- *   LD_LIBRARY_PATH=target/release ./rotary
+ *   scripts/install-library --prefix ~/longrope
+ *   cmake -S ffi/examples/rotary -B build -DCMAKE_PREFIX_PATH=~/longrope && cmake --build build && build/rotary
  */
 #include <math.h>
 #include <stdio.h>
@@ -12,7 +10,7 @@
 
 #include "longrope.h"
 
-#include "gpu.h"
+#include "../gpu.h"
 
 /* What a model's config.json says, shortened. */
 static const char config[] =

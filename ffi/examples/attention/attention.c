@@ -1,10 +1,8 @@
 /* One chunk of a prefill far beyond a model's original context: queries and keys are rotated, then the queries attend to
  * the keys before them. On the CPU in f32, and on a GPU in bf16 if there is one.
  *
- *   cargo build --release -p longrope-ffi
- *   cc -std=c99 -I ffi/include ffi/examples/attention.c -o attention -L target/release -llongrope -ldl -lm
- *   ln -s liblongrope.so target/release/liblongrope.so.0
- *   LD_LIBRARY_PATH=target/release ./attention
+ *   scripts/install-library --prefix ~/longrope
+ *   cmake -S ffi/examples/attention -B build -DCMAKE_PREFIX_PATH=~/longrope && cmake --build build && build/attention
  */
 #include <math.h>
 #include <stdio.h>
@@ -13,7 +11,7 @@
 
 #include "longrope.h"
 
-#include "gpu.h"
+#include "../gpu.h"
 
 /* What a model's config.json says, shortened. */
 static const char config[] =
