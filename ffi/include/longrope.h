@@ -61,7 +61,10 @@ extern "C" {
 
 /* ---- Version ----------------------------------------------------------------------------------------------------- */
 
-/* The version of this header. Before 1.0.0 a new minor version may break the interface. */
+/* The version of this header. What is promised: a program that was compiled with this header runs with every later
+ * library of the same soname, liblongrope.so.MAJOR, or before 1.0.0 liblongrope.so.0.MINOR. Within it functions, fields
+ * at the end of structs that begin with `struct_size`, constants and statuses are added, and none is changed or taken
+ * away. The record of the interface that this is held against is ffi/abi/ of the sources. */
 #define LONGROPE_VERSION_MAJOR 0
 #define LONGROPE_VERSION_MINOR 1
 #define LONGROPE_VERSION_PATCH 0
