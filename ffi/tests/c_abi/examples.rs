@@ -1,6 +1,8 @@
 //! The examples in C and C++, compiled strictly, linked in both ways, and run.
 
-use crate::expected::{BF16_ATTENTION, attended, check, check_config, check_gpu, rotated};
+use crate::expected::{
+    BF16_ATTENTION, BF16_DECODING, attended, check, check_config, check_gpu, decoded, rotated,
+};
 use crate::library::{Language, Link, Program, stdout};
 
 /// Compiles and runs an example of rotation.
@@ -40,5 +42,13 @@ fn the_example_of_configurations_writes_the_extended_one() {
     for (language, link) in [(Language::C99, Link::Shared), (Language::C11, Link::Static)] {
         let program = Program::new(language, "examples/config/config.c", link);
         check_config(&stdout(&mut program.command(None)));
+    }
+}
+
+#[test]
+fn the_example_of_decoding_decodes_as_the_reference_does() {
+    for link in [Link::Shared, Link::Static] {
+        let program = Program::new(Language::Cpp17, "examples/decode/decode.cpp", link);
+        check_gpu(&check(&stdout(&mut program.command(None)), decoded()), BF16_DECODING);
     }
 }

@@ -83,6 +83,58 @@ pub fn attended() -> Vec<Line> {
     .collect()
 }
 
+/// What the example of decoding prints of the last token of each sequence, from the f64 reference.
+pub fn decoded() -> Vec<Line> {
+    let factors: Vec<f64> = (0..32).map(|i| 16f64.powf(f64::from(i) / 31.0)).collect();
+    let geometry = Geometry::new(64, 64, 1e4, 44).unwrap();
+    let scaling = Scaling::LongRope(LongRope {
+        short_factor: vec![1.0; 32],
+        long_factor: factors,
+        factor: 16.0,
+        attention_factor: None,
+        first_tokens: 0,
+    });
+    let config = RopeConfig::new(geometry, 704, scaling).unwrap();
+    let gain = f64::from(config.attention_factor() as f32);
+    // The first is beyond the original length, the second is not.
+    [(0i64, 48usize), (1, 29)]
+        .map(|(sequence, length)| {
+            let frequencies = config.frequencies(length as u64);
+            let rows = |tokens: std::ops::Range<usize>, heads: i64, of: i64, turn: bool| -> Vec<f64> {
+                let row = |token: i64, head: i64| -> Vec<f64> {
+                    let number = |i| (sequence * 31 + token * 5 + i * 7 + token * i % 11 + of * 3) % 17 - 8;
+                    let x: Vec<f64> = (head * 64..head * 64 + 64).map(|i| number(i) as f64 / 16.0).collect();
+                    match turn {
+                        true => rotate(&x, token, &frequencies, gain, Pairing::HalfSplit).unwrap(),
+                        false => x,
+                    }
+                };
+                tokens.flat_map(|token| (0..heads).flat_map(move |head| row(token as i64, head))).collect()
+            };
+            let problem = Problem {
+                query_heads: 4,
+                key_heads: 2,
+                query_length: 1,
+                key_length: length,
+                head_dim: 64,
+                scale: 1.0 / 8.0,
+                causal: true,
+                window: None,
+                query_offset: length as i64 - 1,
+                key_offset: 0,
+            };
+            let (q, k) = (rows(length - 1..length, 4, 0, true), rows(0..length, 2, 1, true));
+            let exact = problem.forward(&q, &k, &rows(0..length, 2, 2, false)).unwrap();
+            // Logits are below 3 and values at most 1/2: f32 is off by less than 1e-6.
+            let values = exact.out[..4].iter().map(|value| (*value, 1e-6)).collect();
+            (format!("sequence {sequence}, token {}:", length - 1), values)
+        })
+        .into()
+}
+
+/// How far the example of decoding may be from the CPU form on a GPU, as [`BF16_ATTENTION`]: logits below 3, values to 1/2.
+pub const BF16_DECODING: f64 = 2.0 * 0.5 * 3.0 / 256.0 + 0.5 / 512.0;
+
 /// How far the example of attention may be from the CPU form on a GPU. bf16 rounds queries and keys by 2^-9 of them, and
 /// |q| |k| / sqrt(8) is below 3.5: logits are off by less than 3.5 * 2^-8, and so is the log-sum-exp; means of values from
 /// -1 to 1 by twice that, and by the weights' own 2^-9.

@@ -104,6 +104,12 @@ fn attention_example() {
     });
 }
 
+fn decode_example() {
+    example("decode", &["decode"], |text| {
+        expected::check_gpu(&expected::check(text, expected::decoded()), expected::BF16_DECODING);
+    });
+}
+
 fn config_example() {
     example("config", &["config"], expected::check_config);
 }
@@ -198,6 +204,7 @@ fn main() {
     let trials = vec![
         trial("the_rotary_example_is_built_from_an_installed_library", has_cmake, rotary_example),
         trial("the_attention_example_is_built_from_an_installed_library", has_cmake, attention_example),
+        trial("the_decode_example_is_built_from_an_installed_library", has_cmake, decode_example),
         trial("the_config_example_is_built_from_an_installed_library", has_cmake, config_example),
         trial("cmake_finds_the_versions_that_the_soname_promises", has_cmake, versions),
         trial("cmake_links_the_component_that_was_asked_for", has_cmake, components),
