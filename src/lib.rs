@@ -8,6 +8,8 @@
 //! - [`search`]: which factors. LongRoPE's evolutionary search over any objective.
 
 pub mod cpu;
+#[cfg(feature = "cust")]
+pub mod cust;
 pub mod descriptor;
 pub mod device;
 mod error;
