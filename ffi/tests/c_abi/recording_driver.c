@@ -226,14 +226,14 @@ int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned tx,
     return 0;
 }
 
-typedef struct launch_config {
+struct launch_config {
     unsigned x, y, z, tx, ty, tz, shared;
     void *stream;
     void *attributes;
     unsigned attribute_count;
-} launch_config;
+};
 
-int cuLaunchKernelEx(const launch_config *config, void *given, void **arguments, void **extra) {
+int cuLaunchKernelEx(const struct launch_config *config, void *given, void **arguments, void **extra) {
     if (config->attribute_count > 1 || (config->attribute_count == 1 && !config->attributes)) return INVALID_VALUE;
     return cuLaunchKernel(given, config->x, config->y, config->z, config->tx, config->ty, config->tz, config->shared,
                           config->stream, arguments, extra);

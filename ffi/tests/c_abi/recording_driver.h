@@ -22,14 +22,22 @@ typedef struct recorded {
     recorded_launch launch[2]; /* launch number i, from 0, is at i % 2 */
 } recorded;
 
-/* That of the calling thread. */
-typedef recorded *recording_fn(void);
-/* Device memory is host memory here: that of this range and no other. */
-typedef void recording_memory_fn(const void *from, size_t bytes);
-/* The CUDA context of a number, 0 to 3. */
-typedef void *recording_context_fn(int number);
-/* The stream of a number, 0 to 15; it belongs to CUDA context `number % 4`. */
-typedef void *recording_stream_fn(int number);
+/* A descriptor of the driver's own type; a program has no need to know it. */
+struct launch_config;
+
+/* The functions of the driver that programs use themselves. */
+typedef struct recording_api {
+    recorded *(*mine)(void);                         /* of the calling thread */
+    void (*memory)(const void *from, size_t bytes);  /* device memory is host memory here: that of this range alone */
+    void *(*context)(int number);                    /* the CUDA context of a number, 0 to 3 */
+    void *(*stream)(int number);                     /* the stream of a number, 0 to 15; of context `number % 4` */
+    int (*set_current)(void *context);
+    int (*get_current)(void **context);
+    int (*launch)(const struct launch_config *config, void *kernel, void **arguments, void **extra); /* cuLaunchKernelEx */
+} recording_api;
+
+/* Opens it, as the library does. Ends the program if it is not there. recording.c */
+recording_api open_recording(void);
 
 /* A stream that is broken: all that is asked of it answers CUDA_ERROR_ILLEGAL_ADDRESS. */
 #define RECORDING_BROKEN_STREAM ((void *)0xbad)

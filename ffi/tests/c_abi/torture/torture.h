@@ -80,7 +80,6 @@ long calls(void);
 
 /* The driver, and the longrope context: NULL where the library was built without kernels. */
 extern recorded *driver;
-extern recording_stream_fn *stream_of;
 extern longrope_context *context;
 void start_driver(void);
 /* Makes one of the CUDA contexts current, or none. */
