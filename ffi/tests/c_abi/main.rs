@@ -5,15 +5,18 @@ mod abi;
 mod api;
 mod attention_errors;
 mod attention_oracle;
+mod boundary;
 mod cache_errors;
 mod drivers;
 mod errors;
 mod examples;
 mod exports;
 mod header;
+mod launcher_bugs;
 mod layout;
 mod library;
 mod merge_errors;
 mod oracle;
 #[path = "../../../tests/cpu/random.rs"]
 mod random;
+mod recording;

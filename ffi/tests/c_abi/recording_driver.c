@@ -207,12 +207,16 @@ int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned tx,
                    void *stream, void **arguments, void **extra) {
     const kernel *const k = given;
     recorded_launch *launch = &mine.launch[mine.launches % 2];
+    unsigned most;
     int error;
     if (mine.is_idle) return 0;
     error = context_of(stream, &launch->context);
     if (error) return error;
-    if (k < kernels || k >= kernels + kernel_count || extra || !arguments || !arguments[0]) return INVALID_VALUE;
-    if (x == 0 || x > INT32_MAX || y != 1 || z != 1 || shared > k->shared) return INVALID_VALUE;
+    if (k < kernels || k >= kernels + 512 || extra || !arguments || !arguments[0]) return INVALID_VALUE;
+    pthread_mutex_lock(&lock);
+    most = k->shared;
+    pthread_mutex_unlock(&lock);
+    if (x == 0 || x > INT32_MAX || y != 1 || z != 1 || shared > most) return INVALID_VALUE;
     if (tx == 0 || ty == 0 || tz == 0 || (uint64_t)tx * ty * tz > 1024) return INVALID_VALUE;
     launch->bytes = block_bytes(k->name);
     if (launch->bytes == 0 || launch->bytes > sizeof launch->params) return INVALID_VALUE;
