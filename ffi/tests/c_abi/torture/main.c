@@ -83,6 +83,9 @@ int main(int argc, char **argv) {
     end_sets();
     end_driver();
     one_sided = print_table();
+    printf("%ld calls, ", calls());
+    /* Those that configurations are tried with need not fail. */
+    if (!configs) printf("%d functions that never succeeded or never failed, ", one_sided);
     printf("%ld rounds, at most %ld KiB of memory (%ld after the first 20000), %s\n", rounds, kilobytes(), warm,
            longrope_has_device_code() ? "with device code" : "without device code");
     return one_sided && !configs;
