@@ -69,7 +69,15 @@ void end_driver(void) {
     context = NULL;
 }
 
+/* What is current to this thread is what the program made so, and nothing was pushed or retained meanwhile. */
+static void check_current(const char *who) {
+    void *now = NULL;
+    api.get_current(&now);
+    if (now != is_current || driver->context_changes != changes) fail("%s: another CUDA context is current", who);
+}
+
 void draw_current_context(void) {
+    check_current("the end of a round");
     is_current = one_in(4) ? NULL : api.context((int)below(4));
     api.set_current(is_current);
     changes = driver->context_changes;
@@ -89,13 +97,13 @@ void before(void) {
     if (longrope_merge_supported(NULL, &none, NULL) != LONGROPE_STATUS_INVALID_ARGUMENT) fail("NULL was taken");
     snprintf(known, sizeof known, "%s", longrope_last_error_message());
     driver->launches = 0;
+    check_current("a call");
     started = seconds();
 }
 
 void after(function which, longrope_status status, answer *kept) {
     const double took = seconds() - started;
     const char *const message = longrope_last_error_message();
-    void *now = NULL;
     if (took > counted[which].slowest) counted[which].slowest = took;
     if (!message) fail("%s: no message", NAMES[which]);
     if ((int)status < 0 || status > LONGROPE_STATUS_INTERNAL) fail("%s: %d is no status", NAMES[which], (int)status);
@@ -108,8 +116,7 @@ void after(function which, longrope_status status, answer *kept) {
         }
         if (driver->launches != 0) fail("%s: status %d after a launch: %s", NAMES[which], (int)status, message);
     }
-    api.get_current(&now);
-    if (now != is_current || driver->context_changes != changes) fail("%s: another CUDA context is current", NAMES[which]);
+    check_current(NAMES[which]);
     ++counted[which].by_status[status];
     if (kept) {
         kept->status = status;
