@@ -1,6 +1,7 @@
 /* Calls in a child after fork, on a driver that knows which process started it. The parent has used all that the library
  * keeps: its threads, a context, factor sets, the last message. */
 #define _DEFAULT_SOURCE
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -122,9 +123,23 @@ static void fork_and_wait(int generations) {
     if (status != 0) stop();
 }
 
+/* Another thread of the parent that is in a CPU form at any time. */
+static void *keep_computing(void *stopped) {
+    static float own[ELEMENTS], out[ELEMENTS];
+    longrope_attention_desc attention = LONGROPE_ATTENTION_DESC_INIT;
+    longrope_attention_tensors tensors;
+    memset(&tensors, 0, sizeof tensors);
+    tensors.q = tensors.k = tensors.v = tensor(own, LONGROPE_DTYPE_F32);
+    tensors.out = tensor(out, LONGROPE_DTYPE_F32);
+    while (!*(volatile int *)stopped) expect(longrope_attention_cpu(&attention, &tensors), LONGROPE_STATUS_OK, "");
+    return NULL;
+}
+
 int main(void) {
     longrope_frequencies frequencies = LONGROPE_FREQUENCIES_INIT;
     double values[DIM / 2];
+    volatile int stopped = 0;
+    pthread_t other;
     int i;
     for (i = 0; i < DIM / 2; ++i) values[i] = 1.0 / (1 + i);
     for (i = 0; i < ELEMENTS; ++i) input[i] = (float)(i % 97) / 97.0f - 0.5f;
@@ -140,6 +155,10 @@ int main(void) {
     misuse();
     fork_and_wait(1);
     fork_and_wait(2);
+    if (pthread_create(&other, NULL, keep_computing, (void *)&stopped) != 0) return 1;
+    for (i = 0; i < 20; ++i) fork_and_wait(1);
+    stopped = 1;
+    pthread_join(other, NULL);
     compute();
     longrope_context_destroy(context);
     longrope_factor_sets_destroy(sets);

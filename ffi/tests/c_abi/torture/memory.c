@@ -131,6 +131,7 @@ static void restore(const longrope_tensor *tensor) {
     int64_t stride[4], step = 1, b, s, h, d;
     int i;
     for (i = 3; i >= 0; --i) {
+        if (tensor->shape[i] == 0) return; /* the others may be anything */
         stride[i] = is_contiguous ? step : tensor->stride[i];
         step *= tensor->shape[i];
     }
