@@ -114,6 +114,13 @@ void after(function which, longrope_status status, answer *kept) {
         if (strcmp(message, known) == 0 && strncmp(message, "parts: NULL", 11) != 0) {
             fail("%s: status %d left the message of another call: %s", NAMES[which], (int)status, message);
         }
+        /* It names the value and what was expected. */
+        if (status == LONGROPE_STATUS_INVALID_ARGUMENT && !strstr(message, " is not valid; expected ")) {
+            fail("%s: an argument is wrong, and %s", NAMES[which], message);
+        }
+        if (status == LONGROPE_STATUS_UNSUPPORTED && !strstr(message, " is not supported; ")) {
+            fail("%s: not supported, and %s", NAMES[which], message);
+        }
         if (driver->launches != 0) fail("%s: status %d after a launch: %s", NAMES[which], (int)status, message);
     }
     check_current(NAMES[which]);
