@@ -14,6 +14,7 @@ use crate::abi::{self, AttentionDesc, Status};
 use crate::attention::{in_c, read};
 use crate::host::{Elements, number, set_bits};
 use crate::status::{Failure, guard};
+use crate::threads;
 
 /// No query or key stands further from 0.
 const FAR: i64 = 1 << 62;
@@ -43,17 +44,26 @@ pub unsafe extern "C" fn longrope_attention_cpu(
         if tensors.q.layout.is_empty() {
             return Ok(());
         }
-        for index in 0..count {
-            // SAFETY: the addresses were checked, and are valid by this function's contract.
-            match unsafe { Sequence::read(&attention, &tensors, index) } {
-                // SAFETY: as above, and the sequence lies within the tensors.
-                Some(sequence) => unsafe { sequence.attend(&attention.attention, &tensors) }?,
-                // SAFETY: as above.
-                None => unsafe { set_bits(attention.status, BAD_SEQUENCE) },
-            }
-        }
-        Ok(())
+        // SAFETY: the addresses were checked, and are valid by this function's contract.
+        threads::run(|| unsafe { attend(&attention, &tensors, count) })
     })
+}
+
+/// Attention of so many sequences.
+///
+/// # Safety
+/// The addresses are of host memory, aligned, and valid for the shapes and the number of sequences.
+unsafe fn attend(attention: &Attention, tensors: &AttentionTensors, count: usize) -> Result<(), Failure> {
+    for index in 0..count {
+        // SAFETY: by this function's contract.
+        match unsafe { Sequence::read(attention, tensors, index) } {
+            // SAFETY: as above, and the sequence lies within the tensors.
+            Some(sequence) => unsafe { sequence.attend(&attention.attention, tensors) }?,
+            // SAFETY: as above.
+            None => unsafe { set_bits(attention.status, BAD_SEQUENCE) },
+        }
+    }
+    Ok(())
 }
 
 /// Where a sequence lies in its tensors, and where its first query stands.

@@ -7,6 +7,7 @@
 //! - `context`, `config`, `factors`, `tensor`, `rotary`, `attention`, `merge`, `append`, `decode`, `prefill`, `rerotate_cache`: the
 //!   functions, by the header's sections; the CPU forms are files of their own.
 //! - `cache`: what the last four share.
+//! - `threads`: those of the CPU forms.
 
 // First, for its macros.
 #[macro_use]
@@ -29,6 +30,7 @@ mod rotary;
 mod rotary_cpu;
 mod status;
 mod tensor;
+mod threads;
 
 /// A part of the package's version.
 const fn number(text: &str) -> u32 {

@@ -14,6 +14,7 @@ use crate::host::{Elements, number, set_bits};
 use crate::rotary::descriptor;
 use crate::status::{Failure, guard};
 use crate::tensor::Tensors;
+use crate::threads;
 
 /// Elements of the buffer, if a single head has no more.
 const PART: usize = 1 << 20;
@@ -48,22 +49,31 @@ pub unsafe extern "C" fn longrope_rotary_cpu(
         if heads == 0 || !tensors.has_tokens() {
             return Ok(());
         }
-        let mut buffer = Vec::new();
-        for sequence in 0..tensors.as_slice()[0].input.layout.batch() {
-            // SAFETY: the addresses were checked, and are valid by this function's contract.
-            match unsafe { set_choice(rotary.choices, sequence) } {
-                Some(choice) => {
-                    for tensor in tensors.as_slice() {
-                        // SAFETY: as above.
-                        unsafe { rotate_sequence(&rotary, tensor, sequence, choice, &mut buffer) }?;
-                    }
-                }
-                // SAFETY: as above.
-                None => unsafe { set_bits(rotary.status, BAD_CHOICE) },
-            }
-        }
-        Ok(())
+        // SAFETY: the addresses were checked, and are valid by this function's contract.
+        threads::run(|| unsafe { rotate(&rotary, tensors.as_slice()) })
     })
+}
+
+/// Rotates all sequences.
+///
+/// # Safety
+/// The tensors, the positions, the choices and the status are valid for their shape.
+unsafe fn rotate(rotary: &ops::Rotary<'_>, tensors: &[RotaryTensor]) -> Result<(), Failure> {
+    let mut buffer = Vec::new();
+    for sequence in 0..tensors[0].input.layout.batch() {
+        // SAFETY: by this function's contract.
+        match unsafe { set_choice(rotary.choices, sequence) } {
+            Some(choice) => {
+                for tensor in tensors {
+                    // SAFETY: as above.
+                    unsafe { rotate_sequence(rotary, tensor, sequence, choice, &mut buffer) }?;
+                }
+            }
+            // SAFETY: as above.
+            None => unsafe { set_bits(rotary.status, BAD_CHOICE) },
+        }
+    }
+    Ok(())
 }
 
 /// Rotates one sequence of one tensor, part by part.

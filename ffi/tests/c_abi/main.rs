@@ -7,6 +7,7 @@ mod abi;
 mod api;
 mod attention_errors;
 mod attention_oracle;
+mod boundary;
 mod cache_errors;
 mod config;
 #[path = "../../src/config_abi.rs"]
@@ -17,9 +18,11 @@ mod examples;
 mod expected;
 mod exports;
 mod header;
+mod launcher_bugs;
 mod layout;
 mod library;
 mod merge_errors;
 mod oracle;
 #[path = "../../../tests/cpu/random.rs"]
 mod random;
+mod recording;

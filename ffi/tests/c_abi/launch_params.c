@@ -1,0 +1,67 @@
+/* Reading the parameters of a recorded launch. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "launch_params.h"
+#include "params.h"
+
+static void copy(const recorded_launch *launch, const char *kernel, void *to, size_t bytes) {
+    if (strncmp(launch->kernel, kernel, strlen(kernel)) != 0 || launch->bytes < bytes) abort();
+    memcpy(to, launch->params, bytes);
+}
+
+attention_seen see_attention(const recorded_launch *launch) {
+    longrope_attention_params p;
+    attention_seen seen;
+    copy(launch, "longrope_attention_", &p, sizeof p);
+    seen.causal = p.causal;
+    seen.packed = p.sequence_kind == LONGROPE_SEQUENCES_PACKED;
+    seen.wide = p.starts_are_wide;
+    seen.sequences = p.sequences;
+    seen.query_heads = p.query_heads;
+    seen.group = p.group;
+    seen.head_dim = p.head_dim;
+    seen.window = p.window;
+    seen.query_length = p.query_length;
+    seen.key_length = p.key_length;
+    seen.max_query_length = p.max_query_length;
+    seen.query_starts = p.query_starts;
+    seen.key_starts = p.key_starts;
+    seen.lse = p.lse;
+    memcpy(seen.lse_stride, p.lse_stride, sizeof seen.lse_stride);
+    return seen;
+}
+
+attention_seen see_decode(const recorded_launch *launch) {
+    longrope_decode_params p;
+    attention_seen seen;
+    copy(launch, "longrope_decode_", &p, sizeof p);
+    memset(&seen, 0, sizeof seen);
+    seen.causal = 1; /* there is no other decoding */
+    seen.packed = p.tokens.starts != NULL;
+    seen.wide = p.tokens.starts_are_wide;
+    seen.sequences = p.cache.sequences;
+    seen.query_heads = p.query_heads;
+    seen.group = p.group;
+    seen.head_dim = p.head_dim;
+    seen.window = p.window;
+    seen.query_length = p.tokens.total;
+    seen.max_query_length = p.tokens.most;
+    seen.query_starts = p.tokens.starts;
+    seen.lse = p.lse;
+    memcpy(seen.lse_stride, p.lse_stride, sizeof seen.lse_stride);
+    return seen;
+}
+
+parts_seen see_parts(const recorded_launch *launch) {
+    longrope_decode_params p;
+    parts_seen seen;
+    copy(launch, "longrope_decode_", &p, sizeof p);
+    seen.parts = p.parts;
+    seen.parts_lse = p.parts_lse;
+    seen.slot_rows = p.slot_rows;
+    seen.blocks = p.blocks;
+    seen.splits = p.splits;
+    seen.head_dim = p.head_dim;
+    return seen;
+}

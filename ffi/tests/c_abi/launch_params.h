@@ -1,0 +1,30 @@
+/* What a kernel was told, of the parameters that tests look at. The header of the kernels' parameters has names of the
+ * library's, so that one file alone includes it. */
+#ifndef LAUNCH_PARAMS_H
+#define LAUNCH_PARAMS_H
+
+#include <stdint.h>
+
+#include "recording_driver.h"
+
+typedef struct attention_seen {
+    int causal, packed, wide, sequences, query_heads, group, head_dim;
+    int64_t window, query_length, key_length, max_query_length;
+    const void *query_starts, *key_starts;
+    const void *lse;
+    int64_t lse_stride[3];
+} attention_seen;
+
+typedef struct parts_seen {
+    const void *parts, *parts_lse;
+    int64_t slot_rows;
+    int blocks, splits, head_dim;
+} parts_seen;
+
+/* Of the attention kernels, those over a cache included. */
+attention_seen see_attention(const recorded_launch *launch);
+/* Of decoding. */
+attention_seen see_decode(const recorded_launch *launch);
+parts_seen see_parts(const recorded_launch *launch);
+
+#endif

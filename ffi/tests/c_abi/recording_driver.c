@@ -1,0 +1,259 @@
+/* A libcuda.so.1 that has no GPU, prints nothing, and remembers what each thread launched and which CUDA context is current
+ * to it. As the driver of NVIDIA it refuses what it can't run, copies from its own memory alone, and answers
+ * CUDA_ERROR_NOT_INITIALIZED in a process that was forked after cuInit. */
+#define _POSIX_C_SOURCE 200809L
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "params.h"
+#include "recording_driver.h"
+
+enum { INVALID_VALUE = 1, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, INVALID_HANDLE = 400,
+       NOT_FOUND = 500, ILLEGAL_ADDRESS = 700 };
+
+static _Thread_local recorded mine;
+static _Thread_local void *current[16];
+static _Thread_local int depth;
+static char contexts[4], streams[16];
+static atomic_int owner;
+static const unsigned char *_Atomic memory;
+static atomic_size_t memory_bytes;
+
+recorded *recording(void) { return &mine; }
+void *recording_context(int number) { return &contexts[number % 4]; }
+void *recording_stream(int number) { return &streams[number % 16]; }
+
+void recording_memory(const void *from, size_t bytes) {
+    memory = from;
+    memory_bytes = bytes;
+}
+
+/* Whether this process called cuInit itself. */
+static int is_started(void) { return owner == (int)getpid(); }
+
+int cuDriverGetVersion(int *version) {
+    *version = 13000;
+    return 0;
+}
+
+int cuInit(unsigned flags) {
+    int none = 0;
+    if (flags != 0) return INVALID_VALUE;
+    atomic_compare_exchange_strong(&owner, &none, (int)getpid());
+    return is_started() ? 0 : NOT_INITIALIZED;
+}
+
+int cuDeviceGetCount(int *count) {
+    *count = 1;
+    return is_started() ? 0 : NOT_INITIALIZED;
+}
+
+int cuDeviceGet(int *device, int ordinal) {
+    *device = ordinal;
+    return ordinal == 0 ? 0 : INVALID_DEVICE;
+}
+
+/* 75 and 76 are the numbers of the compute capability, 16 that of how many multiprocessors there are. */
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    *value = attribute == 75 ? 9 : attribute == 16 ? 132 : 0;
+    return device == 0 ? 0 : INVALID_DEVICE;
+}
+
+int cuGetErrorName(int error, const char **name) {
+    *name = error == INVALID_VALUE ? "CUDA_ERROR_INVALID_VALUE"
+          : error == NOT_INITIALIZED ? "CUDA_ERROR_NOT_INITIALIZED"
+          : error == INVALID_CONTEXT ? "CUDA_ERROR_INVALID_CONTEXT"
+          : error == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : NULL;
+    return *name ? 0 : INVALID_VALUE;
+}
+
+/* ---- CUDA contexts, a stack for each thread ---------------------------------------------------------------------- */
+
+int cuCtxGetCurrent(void **context) {
+    *context = depth ? current[depth - 1] : NULL;
+    return is_started() ? 0 : NOT_INITIALIZED;
+}
+
+int cuCtxSetCurrent(void *context) {
+    ++mine.context_changes;
+    depth = depth ? depth : 1;
+    current[depth - 1] = context;
+    return 0;
+}
+
+int cuCtxPushCurrent_v2(void *context) {
+    ++mine.context_changes;
+    if (depth == 16) return INVALID_CONTEXT;
+    current[depth++] = context;
+    return 0;
+}
+
+int cuCtxPopCurrent_v2(void **context) {
+    ++mine.context_changes;
+    if (depth == 0) return INVALID_CONTEXT;
+    *context = current[--depth];
+    return 0;
+}
+
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+    ++mine.context_changes;
+    *context = &contexts[0];
+    return device == 0 ? 0 : INVALID_DEVICE;
+}
+
+int cuDevicePrimaryCtxRelease_v2(int device) {
+    ++mine.context_changes;
+    return device == 0 ? 0 : INVALID_DEVICE;
+}
+
+/* ---- Images and kernels ------------------------------------------------------------------------------------------ */
+
+typedef struct kernel {
+    char name[96];
+    unsigned shared; /* bytes of dynamic shared memory that it may have */
+} kernel;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static kernel kernels[512];
+static int kernel_count;
+
+int cuLibraryLoadData(void **library, const void *image, void *a, void *b, unsigned c, void *d, void *e, unsigned f) {
+    (void)a, (void)b, (void)c, (void)d, (void)e, (void)f;
+    *library = kernels;
+    return !image ? INVALID_VALUE : is_started() ? 0 : NOT_INITIALIZED;
+}
+
+int cuLibraryUnload(void *library) { return library == kernels ? 0 : INVALID_HANDLE; }
+
+int cuLibraryGetKernel(void **found, void *library, const char *name) {
+    int i, answer = 0;
+    if (library != kernels || strlen(name) >= sizeof kernels[0].name) return NOT_FOUND;
+    pthread_mutex_lock(&lock);
+    for (i = 0; i < kernel_count && strcmp(kernels[i].name, name) != 0; ++i) {}
+    if (i == 512) {
+        answer = NOT_FOUND;
+    } else if (i == kernel_count) {
+        strcpy(kernels[i].name, name);
+        kernels[i].shared = 48 << 10;
+        ++kernel_count;
+    }
+    *found = &kernels[i];
+    pthread_mutex_unlock(&lock);
+    return answer;
+}
+
+/* 8 is the number of the most bytes of dynamic shared memory. */
+int cuKernelSetAttribute(int attribute, int value, void *given, int device) {
+    if (attribute != 8 || device != 0) return INVALID_VALUE;
+    pthread_mutex_lock(&lock);
+    ((kernel *)given)->shared = (unsigned)value;
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+
+/* 5 is the number of the version of the PTX that a kernel is of: one that can wait for another. */
+int cuKernelGetAttribute(int *value, int attribute, void *given, int device) {
+    if (attribute != 5 || !given || device != 0) return INVALID_VALUE;
+    *value = 90;
+    return 0;
+}
+
+int cuKernelGetFunction(void **function, void *given) {
+    *function = given;
+    return depth && current[depth - 1] ? 0 : INVALID_CONTEXT;
+}
+
+/* ---- Work on streams --------------------------------------------------------------------------------------------- */
+
+/* The CUDA context of a stream, or an error. */
+static int context_of(void *stream, void **context) {
+    if (!is_started()) return NOT_INITIALIZED;
+    if (stream == RECORDING_BROKEN_STREAM) return ILLEGAL_ADDRESS;
+    if (!stream) {
+        cuCtxGetCurrent(context);
+        return *context ? 0 : INVALID_CONTEXT;
+    }
+    if ((char *)stream < streams || (char *)stream >= streams + 16) return INVALID_HANDLE;
+    *context = &contexts[((char *)stream - streams) % 4];
+    return 0;
+}
+
+/* Bytes of the block that a kernel takes. */
+static size_t block_bytes(const char *name) {
+    static const struct { const char *start; size_t bytes; } blocks[] = {
+        {"longrope_attention_cached_rotating_", sizeof(longrope_cached_attention_rotating_params)},
+        {"longrope_attention_cached_", sizeof(longrope_cached_attention_params)},
+        {"longrope_cached_merge_", sizeof(longrope_cached_merge_params)},
+        {"longrope_attention_", sizeof(longrope_attention_params)},
+        {"longrope_merge_", sizeof(longrope_merge_params)},
+        {"longrope_decode_rotating_", sizeof(longrope_decode_rotating_params)},
+        {"longrope_decode_", sizeof(longrope_decode_params)},
+        {"longrope_append_", sizeof(longrope_append_params)},
+        {"longrope_cache_rerotate_", sizeof(longrope_cache_rerotate_params)},
+        {"longrope_rerotate_", sizeof(longrope_rerotate_params)},
+        {"longrope_rotary_", sizeof(longrope_rotary_params)},
+    };
+    size_t i;
+    for (i = 0; i < sizeof blocks / sizeof blocks[0]; ++i) {
+        if (strncmp(name, blocks[i].start, strlen(blocks[i].start)) == 0) return blocks[i].bytes;
+    }
+    return 0;
+}
+
+int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz, unsigned shared,
+                   void *stream, void **arguments, void **extra) {
+    const kernel *const k = given;
+    recorded_launch *launch = &mine.launch[mine.launches % 2];
+    unsigned most;
+    int error;
+    if (mine.is_idle) return 0;
+    error = context_of(stream, &launch->context);
+    if (error) return error;
+    if (k < kernels || k >= kernels + 512 || extra || !arguments || !arguments[0]) return INVALID_VALUE;
+    pthread_mutex_lock(&lock);
+    most = k->shared;
+    pthread_mutex_unlock(&lock);
+    if (x == 0 || x > INT32_MAX || y != 1 || z != 1 || shared > most) return INVALID_VALUE;
+    if (tx == 0 || ty == 0 || tz == 0 || (uint64_t)tx * ty * tz > 1024) return INVALID_VALUE;
+    launch->bytes = block_bytes(k->name);
+    if (launch->bytes == 0 || launch->bytes > sizeof launch->params) return INVALID_VALUE;
+    memcpy(launch->kernel, k->name, sizeof launch->kernel);
+    memcpy(launch->params, arguments[0], launch->bytes);
+    launch->stream = stream;
+    launch->blocks = x;
+    launch->threads = tx * ty * tz;
+    launch->shared = shared;
+    ++mine.launches;
+    return 0;
+}
+
+struct launch_config {
+    unsigned x, y, z, tx, ty, tz, shared;
+    void *stream;
+    void *attributes;
+    unsigned attribute_count;
+};
+
+int cuLaunchKernelEx(const struct launch_config *config, void *given, void **arguments, void **extra) {
+    if (config->attribute_count > 1 || (config->attribute_count == 1 && !config->attributes)) return INVALID_VALUE;
+    return cuLaunchKernel(given, config->x, config->y, config->z, config->tx, config->ty, config->tz, config->shared,
+                          config->stream, arguments, extra);
+}
+
+int cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *stream) {
+    void *context;
+    const int error = context_of(stream, &context);
+    const uintptr_t first = (uintptr_t)memory;
+    if (error) return error;
+    if (from < first || from - first > memory_bytes || bytes > memory_bytes - (from - first)) return INVALID_VALUE;
+    memcpy(to, (const void *)(uintptr_t)from, bytes);
+    return 0;
+}
+
+int cuStreamSynchronize(void *stream) {
+    void *context;
+    return context_of(stream, &context);
+}

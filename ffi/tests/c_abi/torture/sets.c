@@ -1,0 +1,253 @@
+/* Factor sets: those that are there all the time, and rounds that make them from frequencies and from texts. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "torture.h"
+
+static longrope_factor_sets *standing[10];
+/* Their pairs. The last are more than a kernel has room for. */
+static const int64_t PAIRS[COUNT(standing)] = {8, 4, 8, 32, 64, 3, 8, 4, 128, 200};
+
+void start_sets(void) {
+    static double values[3][200];
+    int i, pair;
+    for (i = 0; i < 3; ++i) {
+        for (pair = 0; pair < 200; ++pair) values[i][pair] = pow(1e4, -pair / 64.0) / (1 << i);
+    }
+    for (i = 0; i < COUNT(standing); ++i) {
+        longrope_frequencies frequencies = LONGROPE_FREQUENCIES_INIT;
+        /* Of each kind of angles; with a long set, and with first tokens. */
+        frequencies.angles = i == 6 ? LONGROPE_ANGLES_PARITY : i == 7 ? LONGROPE_ANGLES_EXACT_OF_F32 : LONGROPE_ANGLES_EXACT;
+        frequencies.pairs = PAIRS[i];
+        frequencies.short_frequencies = values[1];
+        if (i % 2 == 0) {
+            frequencies.long_frequencies = values[2];
+            frequencies.original_length = 4096;
+            frequencies.long_gain = 1.25;
+            frequencies.plain = values[0];
+            frequencies.first_tokens = 4;
+        }
+        if (longrope_factor_sets_from_frequencies(&frequencies, &standing[i]) != LONGROPE_STATUS_OK) {
+            fail("standing sets %d: %s", i, longrope_last_error_message());
+        }
+    }
+}
+
+void end_sets(void) {
+    int i;
+    for (i = 0; i < COUNT(standing); ++i) longrope_factor_sets_destroy(standing[i]);
+    longrope_factor_sets_destroy(NULL);
+}
+
+const longrope_factor_sets *draw_sets(int64_t dim) {
+    int i = (int)below(COUNT(standing)), tries;
+    /* Mostly ones that fit. */
+    for (tries = 0; tries < 20 && 2 * PAIRS[i] > dim && !one_in(40); ++tries) i = (int)below(COUNT(standing));
+    return standing[i];
+}
+
+/* What was made is used once, and freed; beside an error there is nothing. */
+static void use(longrope_status status, longrope_factor_sets *sets, int64_t pairs) {
+    const longrope_rotary_desc plain = LONGROPE_ROTARY_DESC_INIT;
+    longrope_rotary_desc desc = plain;
+    longrope_tensor_io io;
+    const longrope_tensor *out = &io.input;
+    answer found;
+    if ((status == LONGROPE_STATUS_OK) != (sets != NULL)) fail("status %d and sets %p", (int)status, (void *)sets);
+    if (!sets) return;
+    if (longrope_factor_sets_pairs(sets) < 1 || (pairs && longrope_factor_sets_pairs(sets) != pairs)) {
+        fail("%lld pairs", (long long)longrope_factor_sets_pairs(sets));
+    }
+    pairs = longrope_factor_sets_pairs(sets);
+    if (one_in(4) && pairs <= 128) {
+        memset(&io, 0, sizeof io);
+        io.input = draw_tensor(0, LONGROPE_DTYPE_F32, 1, 2, 2, 2 * pairs);
+        desc.sets = sets;
+        desc.position_offset = one_in(2) ? below(1 << 20) : hostile_integer();
+        desc.choice_length = below(1 << 20);
+        keep_memory();
+        before();
+        after(F_ROTARY_CPU, longrope_rotary_cpu(&desc, &io, 1), &found);
+        check_memory(&out, 1);
+        if (found.status != LONGROPE_STATUS_OK) fail("sets that were made do not rotate: %s", found.message);
+    }
+    longrope_factor_sets_destroy(sets);
+}
+
+/* ---- From frequencies -------------------------------------------------------------------------------------------- */
+
+static const field FREQUENCIES_FIELDS[] = {
+    FIELD(longrope_frequencies, struct_size, KIND_SIZE),
+    FIELD(longrope_frequencies, angles, KIND_I32),
+    FIELD(longrope_frequencies, short_frequencies, KIND_ADDRESS),
+    FIELD(longrope_frequencies, long_frequencies, KIND_ADDRESS),
+    FIELD(longrope_frequencies, plain, KIND_ADDRESS),
+    FIELD(longrope_frequencies, short_gain, KIND_F64),
+    FIELD(longrope_frequencies, long_gain, KIND_F64),
+    FIELD(longrope_frequencies, original_length, KIND_I64),
+    FIELD(longrope_frequencies, first_tokens, KIND_I64),
+};
+
+/* The array, but where it would now be read beyond its end: not misaligned, and further on. */
+static const void *within(const void *spoiled, const void *array, size_t size) {
+    return (uintptr_t)spoiled % size == 0 && (uintptr_t)spoiled > (uintptr_t)array ? array : spoiled;
+}
+
+void round_of_frequencies(void) {
+    const longrope_frequencies plain = LONGROPE_FREQUENCIES_INIT;
+    const int is_narrow = one_in(2);
+    longrope_frequencies given = plain;
+    const longrope_frequencies *at;
+    longrope_factor_sets *sets = NULL, **to = one_in(60) ? NULL : &sets;
+    double wide[3][64];
+    float narrow[3][64];
+    const void *arrays[3];
+    int spoils = one_in(2) ? 0 : 1 + (int)below(3), i, pair;
+    longrope_status status;
+    given.angles = (int32_t)below(3);
+    given.pairs = 1 + below(64);
+    for (i = 0; i < 3; ++i) {
+        for (pair = 0; pair < 64; ++pair) {
+            wide[i][pair] = one_in(2000) ? hostile_number() : (double)below(1 << 30) / (1 << 30);
+            narrow[i][pair] = fabs(wide[i][pair]) < 1e38 ? (float)wide[i][pair] : INFINITY;
+        }
+        /* They end where memory does. */
+        arrays[i] = is_narrow ? place(5 + i, &narrow[i][64 - given.pairs], (size_t)given.pairs * 4)
+                              : place(5 + i, &wide[i][64 - given.pairs], (size_t)given.pairs * 8);
+    }
+    given.short_frequencies = arrays[0];
+    if (one_in(2)) {
+        given.long_frequencies = arrays[1];
+        given.original_length = 1 + below(1 << 20);
+        given.long_gain = one_in(2) ? 0 : (double)(1 + below(9)) / 4;
+    }
+    if (one_in(2)) {
+        given.plain = arrays[2];
+        given.first_tokens = below(100);
+    }
+    given.short_gain = one_in(2) ? 0 : (double)(1 + below(9)) / 4;
+    while (spoils--) {
+        spoil(&given, FREQUENCIES_FIELDS, COUNT(FREQUENCIES_FIELDS), 1);
+        /* Counts that are certain to be refused: there are no more in the arrays. */
+        if (one_in(9)) given.pairs = one_in(2) ? -below(INT64_MAX) : (1 << 19) + 1 + below(INT64_MAX >> 20);
+    }
+    given.short_frequencies = within(given.short_frequencies, arrays[0], is_narrow ? 4 : 8);
+    given.long_frequencies = within(given.long_frequencies, arrays[1], is_narrow ? 4 : 8);
+    given.plain = within(given.plain, arrays[2], is_narrow ? 4 : 8);
+    at = one_in(60) ? NULL : place(0, &given, sizeof given);
+    before();
+    if (is_narrow) {
+        status = longrope_factor_sets_from_frequencies_f32((const longrope_frequencies_f32 *)(const void *)at, to);
+    } else {
+        status = longrope_factor_sets_from_frequencies(at, to);
+    }
+    after(is_narrow ? F_FREQUENCIES_F32 : F_FREQUENCIES, status, NULL);
+    use(status, sets, given.pairs);
+}
+
+/* ---- From texts -------------------------------------------------------------------------------------------------- */
+
+static const char *const CONFIGS[] = {
+    "{\"head_dim\": 8, \"max_position_embeddings\": 64, \"original_max_position_embeddings\": 16, \"rope_theta\": 500000.0, "
+    "\"rope_scaling\": {\"rope_type\": \"longrope\", \"short_factor\": [1, 1.1, 1.3, 2], \"long_factor\": [1, 2, 4, 8.5]}}",
+    "{\"hidden_size\": 64, \"num_attention_heads\": 4, \"max_position_embeddings\": 32768, \"rope_parameters\": {\"rope_type\": "
+    "\"yarn\", \"factor\": 8.0, \"rope_theta\": 10000, \"beta_fast\": 32, \"beta_slow\": 1, \"truncate\": false, "
+    "\"mscale\": 1.0, \"mscale_all_dim\": 0.5, \"original_max_position_embeddings\": 4096}}",
+    "{\"head_dim\": 128, \"max_position_embeddings\": 131072, \"rope_theta\": 5e5, \"rope_scaling\": {\"type\": \"llama3\", "
+    "\"factor\": 8.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}}",
+    "{\"head_dim\": 8, \"max_position_embeddings\": 16, \"rope_scaling\": {\"rope_type\": \"dynamic\", \"factor\": 2.0}}",
+    "{\"head_dim\": 16, \"max_position_embeddings\": 100, \"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 4}}",
+    "{\"head_dim\": 64, \"max_position_embeddings\": 2048, \"partial_rotary_factor\": 0.5, \"rope_scaling\": null}",
+    "{\"head_dim\": 8, \"max_position_embeddings\": 8192, \"rope_parameters\": {\"full_attention\": {\"rope_type\": "
+    "\"default\", \"rope_theta\": 1e6}, \"sliding_attention\": {\"rope_type\": \"default\", \"rope_theta\": 1e6}}}",
+    "{\"head_dim\": 8, \"max_position_embeddings\": 64, \"rope_parameters\": {\"rope_type\": \"longrope\", \"n_hat\": 4, "
+    "\"attention_factor\": 1.5, \"factor\": 4.0, \"original_max_position_embeddings\": 16, \"rope_theta\": 1e4, "
+    "\"short_factor\": [1, 1, 1, 1], \"long_factor\": [1, 2, 4, 8]}}",
+};
+
+static const char *const PIECES[] = {
+    "0", "-1", "1", "2", "1e999", "-1e999", "1e-999", "1e308", "5e-324", "NaN", "Infinity", "null", "true", "false", "\"\"",
+    "\"x\"", "[]", "{}", "[[]]", "[1, \"a\"]", "18446744073709551615", "18446744073709551616", "-9223372036854775808",
+    "9223372036854775807", "4294967296", "2147483648", "1048576", "1048577", "0.1", "3.5", "1000000007", "\"yarn\"",
+    "\"longrope\"", "\"su\"", "\"mrope\"", "\"default\"", "\"\\u0000\"", "\"\\ud800\"", "\xff\xfe", "{\"rope_type\": 1}",
+    "1e5", "128", "7", "-0.0", "0e0", "00", "+1", ".5", "1.", ",", ":", "}", "]", "{", "[", "\"",
+};
+
+enum { TEXT = 1 << 15 };
+
+/* Replaces a part of a text by another. */
+static size_t replace(char *text, size_t bytes, size_t at, size_t old, const char *with, size_t length) {
+    if (at + old > bytes || bytes - old + length > TEXT) return bytes;
+    memmove(text + at + length, text + at + old, bytes - at - old);
+    memcpy(text + at, with, length);
+    return bytes - old + length;
+}
+
+/* Where the next value begins, and how long it is: what stands between a colon, a comma or a bracket and the next. */
+static size_t value_at(const char *text, size_t bytes, size_t *length) {
+    size_t at = (size_t)below((int64_t)bytes + 1), end;
+    while (at < bytes && !strchr(":,[", text[at])) ++at;
+    at = at < bytes ? at + 1 : 0;
+    for (end = at; end < bytes && !strchr(",]}", text[end]); ++end) {}
+    *length = end - at;
+    return at;
+}
+
+static size_t mutate(char *text, size_t bytes) {
+    const char *const piece = PIECES[below(COUNT(PIECES))];
+    size_t at, length = 0, i;
+    char nested[512];
+    switch (below(12)) {
+        case 0: return (size_t)below((int64_t)bytes + 1); /* cut off */
+        case 1: if (bytes) text[below((int64_t)bytes)] = (char)draw(); return bytes;
+        case 2: return replace(text, bytes, (size_t)below((int64_t)bytes + 1), 0, piece, strlen(piece));
+        case 3: return bytes ? replace(text, bytes, (size_t)below((int64_t)bytes), 1, "", 0) : 0;
+        case 4: /* deep */
+            memset(nested, one_in(2) ? '[' : '{', sizeof nested);
+            at = value_at(text, bytes, &length);
+            return replace(text, bytes, at, 0, nested, 1 + (size_t)below(sizeof nested));
+        case 5: /* long */
+            at = value_at(text, bytes, &length);
+            for (i = (size_t)below(2000); i; --i) bytes = replace(text, bytes, at, 0, one_in(9) ? "2," : "1,", 2);
+            return bytes;
+        default: /* another value */
+            at = value_at(text, bytes, &length);
+            return replace(text, bytes, at, length, piece, strlen(piece));
+    }
+}
+
+void round_of_json(void) {
+    static char text[TEXT];
+    const char *const config = CONFIGS[below(COUNT(CONFIGS))];
+    size_t bytes = strlen(config);
+    int mutations = one_in(4) ? 0 : 1 + (int)below(4);
+    const int64_t length = one_in(4) ? hostile_integer() : below(100000);
+    const int32_t angles = one_in(16) ? (int32_t)hostile_integer() : (int32_t)below(3);
+    longrope_factor_sets *sets = NULL, **to = one_in(100) ? NULL : &sets;
+    const char *at;
+    longrope_status status;
+    memcpy(text, config, bytes);
+    while (mutations--) bytes = mutate(text, bytes);
+    /* No final zero, and nothing that can be read after it. */
+    at = one_in(100) ? NULL : place(0, text, bytes);
+    if (one_in(200) && at) bytes = SIZE_MAX - (size_t)below(10);
+    before();
+    status = longrope_factor_sets_from_json(at, bytes, length, angles, to);
+    after(F_JSON, status, NULL);
+    use(status, sets, 0);
+}
+
+/* ---- Contexts ---------------------------------------------------------------------------------------------------- */
+
+void round_of_contexts(void) {
+    const int32_t device = one_in(2) ? 0 : (int32_t)hostile_integer();
+    longrope_context *made = NULL, **to = one_in(8) ? NULL : &made;
+    answer found;
+    before();
+    after(F_CONTEXT_CREATE, longrope_context_create(device, to), &found);
+    if ((found.status == LONGROPE_STATUS_OK) != (made != NULL)) fail("status %d and a context", (int)found.status);
+    if (made && device != 0) fail("a context of device %d", (int)device);
+    longrope_context_destroy(made);
+}
