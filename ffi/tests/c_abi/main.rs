@@ -13,6 +13,7 @@ mod config;
 #[path = "../../src/config_abi.rs"]
 mod config_abi;
 mod drivers;
+mod engines;
 mod errors;
 mod examples;
 mod expected;

@@ -24,8 +24,8 @@ impl Recorded {
         driver.arg(tests.join("recording_driver.c")).arg("-o").arg(at("libcuda.so.1")).arg("-lpthread");
         succeed(&mut driver);
         std::os::unix::fs::symlink("libcuda.so.1", at("libcuda.so")).unwrap();
-        std::fs::copy(&built().shared, at("liblongrope.so.0")).unwrap();
-        std::os::unix::fs::symlink("liblongrope.so.0", at("liblongrope.so")).unwrap();
+        std::fs::copy(&built().shared, at("liblongrope.so.0.1")).unwrap();
+        std::os::unix::fs::symlink("liblongrope.so.0.1", at("liblongrope.so")).unwrap();
 
         let mut compiler = Language::C99.compiler();
         compiler.args(sources.iter().map(|source| tests.join(source))).arg(tests.join("recording.c"));
