@@ -24,11 +24,13 @@
 //! ```
 
 mod attention;
+mod attention_backward;
 mod exponential;
 mod rotary;
 mod tensor;
 mod tile;
 
 pub use attention::attention;
+pub use attention_backward::{AttentionGradients, attention_backward, attention_delta};
 pub use rotary::{rotary, rotary_in_place};
 pub use tensor::{Tensor, TensorMut};

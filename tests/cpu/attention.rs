@@ -9,18 +9,18 @@ use crate::poison::{POISON, is_poison};
 use crate::random::{index, indices, order, place, values};
 
 #[derive(Debug, Clone)]
-struct Problem {
-    batch: usize,
+pub struct Problem {
+    pub batch: usize,
     query_length: usize,
     key_length: usize,
     query_heads: usize,
     key_heads: usize,
     head_dim: usize,
-    attention: Attention,
-    seed: u64,
+    pub attention: Attention,
+    pub seed: u64,
 }
 
-fn problem() -> impl Strategy<Value = Problem> {
+pub fn problem() -> impl Strategy<Value = Problem> {
     let lengths =
         prop_oneof![(0usize..12, 0usize..12), (60usize..140, 200usize..600), (1usize..3, 500usize..900)];
     let heads = (1usize..4, 1usize..4);
@@ -51,21 +51,23 @@ fn problem() -> impl Strategy<Value = Problem> {
 }
 
 impl Problem {
-    fn query_shape(&self) -> [usize; 4] {
+    pub fn query_shape(&self) -> [usize; 4] {
         [self.batch, self.query_length, self.query_heads, self.head_dim]
     }
 
-    fn key_shape(&self) -> [usize; 4] {
+    pub fn key_shape(&self) -> [usize; 4] {
         [self.batch, self.key_length, self.key_heads, self.head_dim]
     }
 
-    /// The exact output of one sequence.
-    fn exact(&self, batch: usize, q: &[f32], k: &[f32], v: &[f32]) -> Output {
-        let part = |x: &[f32]| -> Vec<f64> {
-            let size = x.len() / self.batch;
-            x[batch * size..(batch + 1) * size].iter().map(|&x| f64::from(x)).collect()
-        };
-        let problem = reference::Problem {
+    /// One sequence of a dense tensor.
+    pub fn part(&self, batch: usize, x: &[f32]) -> Vec<f64> {
+        let size = x.len() / self.batch;
+        x[batch * size..(batch + 1) * size].iter().map(|&x| f64::from(x)).collect()
+    }
+
+    /// One sequence as the reference has it.
+    pub fn reference(&self) -> reference::Problem {
+        reference::Problem {
             query_heads: self.query_heads,
             key_heads: self.key_heads,
             query_length: self.query_length,
@@ -76,12 +78,17 @@ impl Problem {
             window: self.attention.window,
             query_offset: self.attention.query_offset,
             key_offset: self.attention.key_offset,
-        };
-        problem.forward(&part(q), &part(k), &part(v)).unwrap()
+        }
+    }
+
+    /// The exact output of one sequence.
+    fn exact(&self, batch: usize, q: &[f32], k: &[f32], v: &[f32]) -> Output {
+        let part = |x| self.part(batch, x);
+        self.reference().forward(&part(q), &part(k), &part(v)).unwrap()
     }
 }
 
-fn scatter(dense: &[f32], shape: [usize; 4], (layout, offset, size): (Layout, usize, usize)) -> Vec<f32> {
+pub fn scatter(dense: &[f32], shape: [usize; 4], (layout, offset, size): (Layout, usize, usize)) -> Vec<f32> {
     let mut x = vec![POISON; size];
     for (value, at) in dense.iter().zip(indices(shape)) {
         x[index(&layout, offset, at)] = *value;

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod attention;
+mod attention_backward;
 mod poison;
 mod random;
 mod rotary;
