@@ -97,7 +97,9 @@ impl RopeConfig {
     /// What each frequency is divided by in a sequence of `length` tokens: the lambda of LongRoPE, one per pair.
     pub fn divisors(&self, length: u64) -> Vec<f64> {
         match &self.scaling {
-            Scaling::LongRope(longrope) if length > self.geometry.original_length() => longrope.long_factor.clone(),
+            Scaling::LongRope(longrope) if length > self.geometry.original_length() => {
+                longrope.long_factor.clone()
+            }
             Scaling::LongRope(longrope) => longrope.short_factor.clone(),
             _ => {
                 let plain = self.geometry.frequencies();

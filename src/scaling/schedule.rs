@@ -127,11 +127,15 @@ impl Schedule {
             buckets.push(bucket(config.max_length()));
             if config.max_length() > original {
                 let short = bucket(original);
-                if let Some((_, other)) = beyond.as_ref().filter(|(_, other)| other.factors != short.factors) {
+                if let Some((_, other)) = beyond.as_ref().filter(|(_, other)| other.factors != short.factors)
+                {
                     return Err(ConfigError::invalid(
                         format!("configurations[{i}].short_factor"),
                         format!("{:?}", short.factors),
-                        format!("those of the others, {:?}: a schedule has one set up to {original}", other.factors),
+                        format!(
+                            "those of the others, {:?}: a schedule has one set up to {original}",
+                            other.factors
+                        ),
                     ));
                 }
                 if beyond.as_ref().is_none_or(|(length, _)| config.max_length() < *length) {
@@ -139,7 +143,9 @@ impl Schedule {
                 }
             }
         }
-        if let Some((_, short)) = beyond.filter(|_| configs.iter().all(|config| config.max_length() != original)) {
+        if let Some((_, short)) =
+            beyond.filter(|_| configs.iter().all(|config| config.max_length() != original))
+        {
             buckets.push(short);
         }
         buckets.sort_by_key(|bucket| bucket.max_length);
@@ -190,7 +196,8 @@ impl Schedule {
             .get("buckets")
             .and_then(Value::as_array)
             .ok_or_else(|| ConfigError::missing("buckets", "a list of buckets"))?;
-        let buckets = list.iter().enumerate().map(|(i, value)| Bucket::from_json(value, &format!("buckets[{i}]")));
+        let buckets =
+            list.iter().enumerate().map(|(i, value)| Bucket::from_json(value, &format!("buckets[{i}]")));
         Self::new(geometry, buckets.collect::<Result<_, _>>()?)
     }
 
