@@ -78,7 +78,7 @@ impl Header {
         for (what, count) in [("metadata entries", entry_count), ("tensors", tensor_count)] {
             ensure!(
                 count <= source.total / 13,
-                "{count} {what} is not valid; the file has only {} bytes",
+                "{count} {what} is not valid; the file has only {} bytes; is it cut off?",
                 source.total
             );
         }
