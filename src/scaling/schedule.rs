@@ -1,23 +1,4 @@
 //! Factor sets by length: more than the short and the long one that a model's configuration holds.
-//!
-//! LongRoPE's authors published a set for every doubling of the context, and chose by the length rounded up to the next
-//! one. A schedule is such a list, in one JSON file:
-//!
-//! ```json
-//! {
-//!   "format": "longrope-schedule",
-//!   "version": 1,
-//!   "head_dim": 8, "rotary_dim": 8, "rope_theta": 10000.0,
-//!   "original_max_position_embeddings": 4096,
-//!   "buckets": [
-//!     {"max_length": 4096, "attention_factor": 1.0, "factors": [1.0, 1.0, 1.0, 1.0]},
-//!     {"max_length": 8192, "attention_factor": 1.04, "n_hat": 4, "factors": [1.0, 1.1, 1.5, 2.0]}
-//!   ]
-//! }
-//! ```
-//!
-//! A sequence takes the first bucket whose `max_length` is not below its own. `n_hat` is the number of first tokens that
-//! keep the plain frequencies; absent it is 0.
 
 use serde_json::{Value, json};
 
@@ -44,6 +25,10 @@ pub struct Bucket {
 }
 
 /// Factor sets of one model by the length of the sequence.
+///
+/// LongRoPE's authors published a set for every doubling of the context, and chose by the length rounded up to the next
+/// one. A sequence takes the first bucket whose `max_length` is not below its own. The choice is made for a whole
+/// sequence from its total length, as that of [`FactorSets`] is.
 ///
 /// ```
 /// use longrope::scaling::{Bucket, Geometry, Schedule};
@@ -152,7 +137,23 @@ impl Schedule {
         Self::new(geometry, buckets)
     }
 
-    /// Reads the text of a schedule file.
+    /// Reads the text of a schedule file:
+    ///
+    /// ```json
+    /// {
+    ///   "format": "longrope-schedule",
+    ///   "version": 1,
+    ///   "head_dim": 8, "rotary_dim": 8, "rope_theta": 10000.0,
+    ///   "original_max_position_embeddings": 4096,
+    ///   "buckets": [
+    ///     {"max_length": 4096, "attention_factor": 1.0, "factors": [1.0, 1.0, 1.0, 1.0]},
+    ///     {"max_length": 8192, "attention_factor": 1.04, "n_hat": 4, "factors": [1.0, 1.1, 1.5, 2.0]}
+    ///   ]
+    /// }
+    /// ```
+    ///
+    /// `factors` are what each frequency is divided by, `n_hat` is the number of first tokens that keep the plain
+    /// frequencies; absent it is 0.
     ///
     /// # Errors
     /// Text that is not JSON or exceeds 64 MiB; a field that is missing, unknown or of the wrong type, and all that
