@@ -46,7 +46,8 @@ pub enum Source {
 }
 
 impl Source {
-    /// Reads `argument`: a path, or `TOKENS=PATH`. Of a schedule, tokens choose the bucket; a CSV file needs them as the
+    /// Reads `argument`: a path, or `TOKENS=PATH`. Of a schedule, tokens choose the bucket, which
+    /// stays beside that of the original length; a CSV file needs them as the
     /// length that its factors are for, and `model` for all else that it does not hold.
     ///
     /// # Errors
@@ -65,10 +66,10 @@ impl Source {
             Kind::Gguf | Kind::HuggingFace => Self::Config(base(&path)?),
             Kind::Schedule => {
                 let schedule = Schedule::from_json(&files::read_text(&path)?).with_context(shown)?;
-                match tokens {
-                    None => Self::Schedule(schedule),
-                    Some(tokens) => Self::Schedule(schedule).at(tokens).with_context(shown)?,
-                }
+                Self::Schedule(match tokens {
+                    None => schedule,
+                    Some(tokens) => buckets_of(&schedule, tokens).with_context(shown)?,
+                })
             }
             Kind::Csv => {
                 let Some(tokens) = tokens else {
@@ -94,12 +95,15 @@ impl Source {
         };
         Ok((kind, source))
     }
+}
 
-    /// The schedule with the bucket of `tokens` and that of the original length, and no other.
-    fn at(self, tokens: u64) -> Result<Self> {
-        let Self::Schedule(schedule) = self else { bail!("not a schedule") };
-        Ok(Self::Config(schedule.to_config(tokens)?))
-    }
+/// The buckets that sequences of `tokens` tokens and of the original length take, and no other.
+fn buckets_of(schedule: &Schedule, tokens: u64) -> Result<Schedule> {
+    let chosen = schedule.choose(tokens)?;
+    let short = schedule.choose(schedule.geometry().original_length().min(tokens))?;
+    let mut buckets = vec![short.clone(), chosen.clone()];
+    buckets.dedup();
+    Ok(Schedule::new(*schedule.geometry(), buckets)?)
 }
 
 /// The rotary embedding of a model: a GGUF file, or a `config.json`.

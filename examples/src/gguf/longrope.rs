@@ -30,7 +30,7 @@ const OTHER_METHODS: [&str; 7] = [
 /// attention factor are rounded to f32.
 ///
 /// # Errors
-/// An architecture that llama.cpp reads no factors of; another method than LongRoPE, or first tokens, which the format
+/// An architecture that llama.cpp reads no factors of, or one of several files of a model; another method than LongRoPE, or first tokens, which the format
 /// can't hold; another base or number of pairs than the model's; a length beyond 32 bits; a factor beyond f32.
 pub fn changes(header: &Header, rope: &RopeConfig) -> Result<Changes> {
     let architecture = header.architecture()?;
@@ -39,6 +39,8 @@ pub fn changes(header: &Header, rope: &RopeConfig) -> Result<Changes> {
         "general.architecture: {architecture:?} is not supported; expected one that llama.cpp reads factors of: {}",
         ARCHITECTURES.join(", ")
     );
+    let parts = header.whole("split.count")?.unwrap_or(1);
+    ensure!(parts <= 1, "split.count: {parts} is not supported; expected a model in one file");
     let key = |name: &str| format!("{architecture}.{name}");
     let Scaling::LongRope(longrope) = rope.scaling() else { bail!("{:?} is not LongRoPE", rope.scaling()) };
     ensure!(

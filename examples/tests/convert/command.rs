@@ -1,11 +1,13 @@
 //! Runs of the program, and factors for the bundled model.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use longrope::scaling::{Geometry, LongRope, RopeConfig, Scaling, hf::Generation};
 use tempfile::TempDir;
+
+use super::paths::repository;
 
 /// A directory in which the program runs.
 pub struct Dir(TempDir);
@@ -95,5 +97,5 @@ pub fn json(rope: &RopeConfig) -> Vec<u8> {
 
 /// The directory of the bundled model.
 pub fn tiny() -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/models/tiny").display().to_string()
+    repository("data/models/tiny").display().to_string()
 }

@@ -53,7 +53,9 @@ fn a_configuration_holds_two_buckets_and_the_others_are_an_error_unless_they_are
     assert!(said.contains("\ndropped: all of the buckets 256, 512, 2048 "), "{said}");
     let Scaling::LongRope(found) = dir.config("out.json").scaling().clone() else { panic!() };
     assert_eq!(found.long_factor, longrope().long_factor);
-    // Tokens choose a bucket.
+    // Tokens choose a bucket; that of the original length has the attention factor of the shortest configuration.
+    let found = dir.refused("--from 2048=three.json --to hf-new --output other.json");
+    assert!(found.contains("buckets 256, 2048 "), "{found}");
     dir.run("--from 512=three.json --to csv --output b.csv");
     dir.run("--from b.json --to csv --output c.csv");
     assert_eq!(dir.read("b.csv"), dir.read("c.csv"));

@@ -127,6 +127,10 @@ fn what_gguf_and_its_readers_can_not_take_is_named() {
         found.starts_with("model.gguf: general.architecture: \"qwen2\" is not supported; expected one"),
         "{found}"
     );
+    let gguf = Gguf::tiny().with("split.count", Value::U16(3));
+    gguf.write(&dir.path(""));
+    let found = dir.refused(TO_GGUF);
+    assert_eq!(found, "model.gguf: split.count: 3 is not supported; expected a model in one file");
     let gguf = Gguf::tiny().with("general.alignment", Value::U32(12));
     gguf.write(&dir.path(""));
     assert!(dir.refused(TO_GGUF).starts_with("model.gguf: general.alignment: 12 is not valid"));
