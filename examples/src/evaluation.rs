@@ -4,10 +4,32 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use longrope::scaling::{RopeConfig, SetChoice};
+use longrope::scaling::{FactorSets, RopeConfig, Schedule, SetChoice};
 
 use crate::corpus::Window;
 use crate::model::Llama;
+
+/// What gives a sequence its factors.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Method {
+    /// One configuration for every length.
+    Config(RopeConfig),
+    /// A set by the length of the sequence.
+    Schedule(Schedule),
+}
+
+impl Method {
+    /// The sets of a sequence of `length` tokens in all.
+    ///
+    /// # Errors
+    /// A length beyond the schedule, or one at which the base of dynamic NTK overflows.
+    pub fn factor_sets(&self, length: u64) -> Result<FactorSets> {
+        Ok(match self {
+            Self::Config(rope) => rope.factor_sets(length)?,
+            Self::Schedule(schedule) => schedule.factor_sets(length)?,
+        })
+    }
+}
 
 /// A method that was measured at a length.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,7 +85,7 @@ impl Cell {
 /// each other.
 pub fn measure(
     model: &Llama,
-    methods: &[(String, RopeConfig)],
+    methods: &[(String, Method)],
     windows: &[Vec<Window<'_>>],
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Cell>> {
@@ -71,8 +93,8 @@ pub fn measure(
     for windows in windows {
         let Some(first) = windows.first() else { bail!("no window") };
         let length = first.tokens.len();
-        for (method, rope) in methods {
-            let (sets, choice) = (rope.factor_sets(length as u64)?, SetChoice::ByLength(length as u64));
+        for (name, method) in methods {
+            let (sets, choice) = (method.factor_sets(length as u64)?, SetChoice::ByLength(length as u64));
             let mut measured = Vec::new();
             for window in windows {
                 let started = Instant::now();
@@ -86,7 +108,7 @@ pub fn measure(
                 done += 1;
                 progress(done);
             }
-            cells.push(Cell { length, method: method.clone(), windows: measured });
+            cells.push(Cell { length, method: name.clone(), windows: measured });
         }
     }
     Ok(cells)

@@ -24,15 +24,20 @@ pub fn read_text(path: &Path) -> Result<String> {
 /// Replaces `path` by a file with `contents`, or leaves it as it was: the new file is written aside, flushed to disk,
 /// and then renamed.
 pub fn write_atomically(path: &Path, contents: &str) -> Result<()> {
+    replace(path, |file| Ok(file.write_all(contents.as_bytes())?))
+}
+
+/// As [`write_atomically`], with what `write` writes. If it fails, nothing of it stays.
+pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".new");
     let aside = Path::new(&aside);
-    let written = (|| {
+    let written: Result<()> = (|| {
         let mut file = File::create(aside)?;
-        file.write_all(contents.as_bytes())?;
+        write(&mut file)?;
         file.sync_all()?;
         drop(file);
-        fs::rename(aside, path)
+        Ok(fs::rename(aside, path)?)
     })();
     if written.is_err() {
         // What was written aside is useless, and may be what filled the disk.

@@ -1,8 +1,10 @@
 //! What the drivers share: a Llama on candle, texts, perplexity, the search run, tables and plots.
 
+pub mod convert;
 pub mod corpus;
 pub mod evaluation;
 pub mod files;
+pub mod gguf;
 pub mod interrupt;
 pub mod memory;
 pub mod methods;

@@ -1,4 +1,4 @@
-//! What a person sees while the search works: a bar on a terminal, a line every few seconds elsewhere.
+//! What a person sees while a program works: a bar on a terminal, a line every few seconds elsewhere.
 
 use std::cell::Cell;
 use std::io::IsTerminal;
@@ -46,12 +46,13 @@ impl Progress {
         }
     }
 
-    /// `done` of `planned` steps are done; `best` is the lowest perplexity so far.
+    /// `done` of `planned` steps are done; `best` is the lowest perplexity so far, or NaN where there is no such thing.
     pub fn update(&self, done: usize, planned: usize, best: f64) {
         let elapsed = self.started.get().elapsed();
         let fresh = done.saturating_sub(self.done_before.get()).max(1);
         let left = elapsed.mul_f64(planned.saturating_sub(done) as f64 / fresh as f64);
-        let message = format!("{}, best {best:.4}, about {} left", self.what, HumanDuration(left));
+        let best = if best.is_nan() { String::new() } else { format!(", best {best:.4}") };
+        let message = format!("{}{best}, about {} left", self.what, HumanDuration(left));
         match &self.bar {
             Some(bar) => {
                 bar.set_length(planned as u64);

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-use longrope::scaling::SetChoice;
+use longrope::scaling::hf::Generation;
+use longrope::scaling::{Bucket, RopeConfig, Schedule, SetChoice};
 use longrope_drivers::{corpus, methods, model, text};
 use paths::repository;
 use tempfile::TempDir;
@@ -42,24 +43,45 @@ fn refused(arguments: &[&str]) -> String {
     stderr.trim().strip_prefix("error: ").unwrap_or_else(|| panic!("{stderr}")).to_owned()
 }
 
-const NAMES: [&str; 5] = ["none", "PI", "NTK-aware", "YaRN", "mine"];
+const NAMES: [&str; 6] = ["none", "PI", "NTK-aware", "YaRN", "mine", "schedule"];
+
+/// Factors for 512 tokens.
+fn mine() -> RopeConfig {
+    let (model, _) = model::load(&repository("data/models/tiny")).unwrap();
+    let factors: Vec<f64> = (0..32).map(|i| 1.0 + f64::from(i) / 32.0).collect();
+    methods::longrope(&model.config().rope, 512, &factors, 0).unwrap()
+}
 
 /// A configuration as `search` writes it, for 512 tokens.
 fn configuration(dir: &Path) -> String {
-    let (model, _) = model::load(&repository("data/models/tiny")).unwrap();
-    let factors: Vec<f64> = (0..32).map(|i| 1.0 + f64::from(i) / 32.0).collect();
-    let rope = methods::longrope(&model.config().rope, 512, &factors, 0).unwrap();
     let path = dir.join("rope_scaling.json");
-    let json = rope.to_hf(longrope::scaling::hf::Generation::RopeScaling);
-    fs::write(&path, json.to_string()).unwrap();
+    fs::write(&path, mine().to_hf(Generation::RopeScaling).to_string()).unwrap();
+    path.display().to_string()
+}
+
+/// A schedule that is YaRN up to 256 tokens, and the configuration's factors up to 512.
+fn schedule(dir: &Path) -> String {
+    let yarn = methods::baselines(&mine(), 512).unwrap().pop().unwrap().rope;
+    let bucket = |rope: &RopeConfig, max_length| Bucket {
+        max_length,
+        factors: rope.divisors(512),
+        attention_factor: rope.attention_factor(),
+        first_tokens: 0,
+    };
+    let buckets = vec![bucket(&yarn, 256), bucket(&mine(), 512)];
+    let path = dir.join("schedule.json");
+    let schedule = Schedule::new(*mine().geometry(), buckets).unwrap();
+    fs::write(&path, schedule.to_json().to_string()).unwrap();
     path.display().to_string()
 }
 
 static RUN: LazyLock<Run> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap();
     let mine = format!("mine={}", configuration(dir.path()));
+    let schedule = schedule(dir.path());
     let flags =
         ["--lengths", "512,256", "--windows", "3", "--text", "moby-dick-eval", "--rope-scaling", &mine];
+    let flags = [&flags[..], &["--schedule", &schedule]].concat();
     let output = start(dir.path(), &flags);
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     assert!(output.status.success(), "{}", text(output.stderr));
@@ -106,7 +128,36 @@ fn the_tables_have_every_method_and_length_and_say_what_was_measured() {
         ["Perplexity of tiny, on the CPU in f32, on moby-dick-eval (3 windows a length", "for 512 tokens"];
     assert!(said.iter().all(|part| RUN.stdout.contains(part)), "{}", RUN.stdout);
     assert!(RUN.stdout.contains("512 tokens: ") && !RUN.stdout.contains("dequantised"), "{}", RUN.stdout);
-    assert!(RUN.stderr.contains("30 evaluations on the CPU in f32"), "{}", RUN.stderr);
+    assert!(RUN.stderr.contains("36 evaluations on the CPU in f32"), "{}", RUN.stderr);
+}
+
+#[test]
+fn a_schedule_takes_the_factors_of_each_length() {
+    let csv = RUN.file("perplexity.csv");
+    let value = |length: usize, name: &str| -> f64 {
+        let row = csv.lines().find_map(|line| line.strip_prefix(&format!("{length},{name},"))).unwrap();
+        row.split(',').next().unwrap().parse().unwrap()
+    };
+    // The divisors of YaRN are rounded once more than its frequencies.
+    assert!((value(256, "schedule") / value(256, "YaRN") - 1.0).abs() < 1e-6);
+    assert_eq!(value(512, "schedule"), value(512, "mine"));
+    assert!((value(256, "YaRN") / value(256, "mine") - 1.0).abs() > 1e-4);
+}
+
+#[test]
+fn a_schedule_that_is_too_short_or_of_another_model_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = schedule(dir.path());
+    let found = refused(&["--lengths", "513", "--schedule", &path]);
+    let expected = format!("--schedule: {path}: length: 513 is not valid; expected at most 512");
+    assert!(found.starts_with(&expected), "{found}");
+    let json = fs::read_to_string(&path).unwrap();
+    fs::write(&path, json.replace("10000.0", "10001.0")).unwrap();
+    let found = refused(&["--lengths", "512", "--schedule", &path]);
+    assert!(found.starts_with(&format!("--schedule: {path}: Geometry")), "{found}");
+    fs::write(&path, json.replace("\"version\":1", "\"version\":2")).unwrap();
+    let found = refused(&["--lengths", "512", "--schedule", &path]);
+    assert_eq!(found, format!("{path}: version: 2 is not valid; expected 1"));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A model's rotary embedding as a whole: geometry, longest context, interpolation method.
 
-use crate::scaling::{ConfigError, FactorSet, FactorSets, Geometry, Scaling, parity};
+use crate::scaling::{ConfigError, FactorSet, FactorSets, Geometry, LongRope, Scaling, parity};
 
 /// The rotary embedding of a model: what it was trained with, and how it is rescaled for longer contexts.
 ///
@@ -92,6 +92,49 @@ impl RopeConfig {
             Scaling::LongRope(longrope) => longrope.first_tokens,
             _ => 0,
         }
+    }
+
+    /// What each frequency is divided by in a sequence of `length` tokens: the lambda of LongRoPE, one per pair.
+    pub fn divisors(&self, length: u64) -> Vec<f64> {
+        match &self.scaling {
+            Scaling::LongRope(longrope) if length > self.geometry.original_length() => {
+                longrope.long_factor.clone()
+            }
+            Scaling::LongRope(longrope) => longrope.short_factor.clone(),
+            _ => {
+                let plain = self.geometry.frequencies();
+                plain.iter().zip(self.frequencies(length)).map(|(plain, rescaled)| plain / rescaled).collect()
+            }
+        }
+    }
+
+    /// The same rotary embedding written as LongRoPE: divisors of every pair, and the attention factor as a number. A
+    /// configuration that is LongRoPE already stays as it is; of another, short and long factors are equal, since it has
+    /// one set for every length.
+    ///
+    /// # Errors
+    /// Dynamic NTK, whose frequencies are others at every length.
+    pub fn to_longrope(&self) -> Result<Self, ConfigError> {
+        match self.scaling {
+            Scaling::LongRope(_) => return Ok(self.clone()),
+            Scaling::DynamicNtk { .. } => {
+                return Err(ConfigError::invalid(
+                    "rope_scaling.rope_type",
+                    "dynamic",
+                    "a method with the same factors at every length beyond the original one",
+                ));
+            }
+            _ => {}
+        }
+        let factors = self.divisors(self.max_length);
+        let scaling = Scaling::LongRope(LongRope {
+            short_factor: factors.clone(),
+            long_factor: factors,
+            factor: self.max_length as f64 / self.geometry.original_length() as f64,
+            attention_factor: Some(self.attention_factor()),
+            first_tokens: 0,
+        });
+        Self::new(self.geometry, self.max_length, scaling)
     }
 
     /// The exact sets for sequences of up to `length` tokens: plain, short (up to the original length) and long. Only

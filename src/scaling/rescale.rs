@@ -104,6 +104,29 @@ pub fn ntk_left(geometry: &Geometry, tail: &[f64]) -> Result<Vec<f64>, ConfigErr
     Ok(rise.chain(tail.iter().copied()).collect())
 }
 
+/// The factors of a second search on top of those that a model was fine-tuned with: `lambda_i = first_i * second_i`.
+///
+/// In progressive extension (arXiv 2402.13753, section 3.3) a model is fine-tuned with the factors of a first search, and
+/// a second search interpolates that model further: it divides the frequencies that are divided already.
+///
+/// # Errors
+/// Lists of different lengths, or a factor that is not a finite number above 0.
+pub fn second_interpolation(first: &[f64], second: &[f64]) -> Result<Vec<f64>, ConfigError> {
+    if first.len() != second.len() {
+        return Err(ConfigError::invalid(
+            "second",
+            format!("{} factors", second.len()),
+            format!("{}, as many as in the first search", first.len()),
+        ));
+    }
+    for (name, factors) in [("first", first), ("second", second)] {
+        if let Some(i) = factors.iter().position(|f| !(f.is_finite() && *f > 0.0)) {
+            return Err(ConfigError::invalid(format!("{name}[{i}]"), factors[i], "a finite number above 0"));
+        }
+    }
+    Ok(first.iter().zip(second).map(|(first, second)| first * second).collect())
+}
+
 /// The attention factor of LongRoPE, `sqrt(1 + ln s / ln L0)`, or 1 where `scale` does not exceed 1. It multiplies
 /// both cosine and sine, of queries and of keys, so logits grow by its square.
 pub fn longrope_attention_factor(scale: f64, original_length: u64) -> f64 {

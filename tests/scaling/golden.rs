@@ -109,3 +109,36 @@ fn exact_and_parity_tables_hold_what_the_configuration_gives() {
         assert_eq!(found, &config.inverse_frequencies_f32(length), "{}", name(&case));
     }
 }
+
+#[test]
+fn what_convert_writes_has_the_same_angles_in_transformers() {
+    use longrope::scaling::hf::Generation;
+    let golden: Value = serde_json::from_str(include_str!("../data/export_golden.json")).unwrap();
+    let cases = golden["cases"].as_array().unwrap();
+    assert!(cases.len() >= 12);
+    for case in cases {
+        let config = RopeConfig::from_hf(&case["source"]).unwrap();
+        let generation = match case["to"].as_str().unwrap() {
+            "hf-old" => Generation::RopeScaling,
+            "hf-new" => Generation::RopeParameters,
+            other => panic!("{other}"),
+        };
+        // The file that transformers was given is the one that is written today.
+        for (key, value) in config.to_hf(generation).as_object().unwrap() {
+            assert_eq!(&case["exported"][key], value, "{}: {key}", name(case));
+        }
+        assert_eq!(RopeConfig::from_hf(&case["exported"]).unwrap(), config, "{}", name(case));
+        let original = case["original_length"].as_u64().unwrap();
+        for (key, length) in [("short_bits", original), ("long_bits", original + 1)] {
+            let found = config.inverse_frequencies_f32(length);
+            let expected = case[key].as_array().unwrap();
+            assert_eq!(found.len(), expected.len(), "{}", name(case));
+            for (found, bits) in found.iter().zip(expected) {
+                let expected = f32::from_bits(bits.as_u64().unwrap() as u32);
+                assert!(ulps(*found, expected) <= 1, "{} {key}: {found} is not {expected}", name(case));
+            }
+        }
+        let expected = case["attention_factor"].as_f64().unwrap();
+        assert!((config.attention_factor() - expected).abs() <= 1e-15 * expected, "{}", name(case));
+    }
+}

@@ -4,4 +4,6 @@ mod golden;
 mod hf_config;
 mod methods;
 mod published;
+mod round_trips;
+mod schedule;
 mod steps;

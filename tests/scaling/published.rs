@@ -125,3 +125,28 @@ fn a_bad_csv_is_named_by_line_and_column() {
     assert!(message("1\n2\n3").starts_with("csv: 3 values"));
     assert!(message("").starts_with("csv: 0 values"));
 }
+
+#[test]
+fn the_sets_of_a_second_search_are_multiples_of_those_the_model_was_fine_tuned_with() {
+    let factors = factors();
+    let sets = &factors["official_branch"];
+    for (first, total, stretch) in
+        [("ft_la2_256k", "2048k_la2_256k", 8.89), ("ft_la2_256k", "1024k_la2_256k", 4.97)]
+    {
+        let (first, total) = (list(&sets[first]), list(&sets[total]));
+        // The second search draws from a grid of 0.01; the files hold the products.
+        let second: Vec<f64> =
+            first.iter().zip(&total).map(|(first, total)| (total / first * 100.0).round() / 100.0).collect();
+        let largest = second.iter().copied().fold(0.0, f64::max);
+        assert_eq!(largest, stretch);
+        let made = rescale::second_interpolation(&first, &second).unwrap();
+        for (i, (made, published)) in made.iter().zip(&total).enumerate() {
+            assert!((made / published - 1.0).abs() < 1e-6, "pair {i}: {made} is not {published}");
+        }
+    }
+    let message =
+        |first: &[f64], second: &[f64]| rescale::second_interpolation(first, second).unwrap_err().to_string();
+    assert!(message(&[1.0], &[1.0, 2.0]).starts_with("second: 2 factors is not valid; expected 1"));
+    assert!(message(&[1.0, 2.0], &[1.0, 0.0]).starts_with("second[1]: 0 is not valid"));
+    assert!(message(&[f64::NAN], &[1.0]).starts_with("first[0]: NaN is not valid"));
+}

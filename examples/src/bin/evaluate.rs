@@ -8,9 +8,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use longrope::scaling::RopeConfig;
+use longrope::scaling::{Geometry, RopeConfig, Schedule};
 use longrope_drivers::corpus::{self, Window};
-use longrope_drivers::evaluation::{self, Cell};
+use longrope_drivers::evaluation::{self, Cell, Method};
 use longrope_drivers::model::{self, DeviceKind, LlamaConfig, Place, WeightType};
 use longrope_drivers::progress::Progress;
 use longrope_drivers::{files, interrupt, memory, methods, report, text};
@@ -40,6 +40,9 @@ struct Arguments {
     /// A configuration to measure beside none, PI, NTK-aware and YaRN, as `search` writes it: NAME=FILE, or FILE
     #[arg(long, value_name = "FILE")]
     rope_scaling: Vec<String>,
+    /// A schedule of factors by length to measure too, as `convert --to schedule` writes it: NAME=FILE, or FILE
+    #[arg(long, value_name = "FILE")]
+    schedule: Vec<String>,
     /// Directory for the tables
     #[arg(long, value_name = "DIR", default_value = "longrope-evaluate")]
     output: PathBuf,
@@ -149,26 +152,36 @@ fn lengths(arguments: &Arguments, config: &LlamaConfig) -> Result<Vec<usize>> {
     Ok(lengths)
 }
 
-/// The usual methods for `length` tokens, and the configurations asked for.
-fn methods(arguments: &Arguments, config: &LlamaConfig, length: usize) -> Result<Vec<(String, RopeConfig)>> {
-    let mut methods: Vec<(String, RopeConfig)> = methods::baselines(&config.rope, length)?
+/// The usual methods for `length` tokens, and the configurations and schedules asked for.
+fn methods(arguments: &Arguments, config: &LlamaConfig, length: usize) -> Result<Vec<(String, Method)>> {
+    let mut methods: Vec<(String, Method)> = methods::baselines(&config.rope, length)?
         .into_iter()
-        .map(|method| (method.name.to_owned(), method.rope))
+        .map(|method| (method.name.to_owned(), Method::Config(method.rope)))
         .collect();
+    let mut add = |flag: &str, name: &str, path: &str, found: &Geometry, method: Method| -> Result<()> {
+        let own = config.rope.geometry();
+        ensure!(found == own, "{flag}: {path}: {found:?} is not valid; expected that of the model, {own:?}");
+        ensure!(
+            !name.contains(',') && methods.iter().all(|(other, _)| other != name),
+            "{flag}: {name} is not valid as a name; expected one of its own, without a comma"
+        );
+        methods.push((name.to_owned(), method));
+        Ok(())
+    };
     for argument in &arguments.rope_scaling {
         let (name, path) = argument.split_once('=').unwrap_or(("LongRoPE", argument));
         let json = files::read_text(Path::new(path))?;
         let rope = RopeConfig::from_hf_json(&json).with_context(|| path.to_owned())?;
-        let (found, own) = (rope.geometry(), config.rope.geometry());
-        ensure!(
-            found == own,
-            "--rope-scaling: {path}: {found:?} is not valid; expected that of the model, {own:?}"
-        );
-        ensure!(
-            !name.contains(',') && methods.iter().all(|(other, _)| other != name),
-            "--rope-scaling: {name} is not valid as a name; expected one of its own, without a comma"
-        );
-        methods.push((name.to_owned(), rope));
+        let geometry = *rope.geometry();
+        add("--rope-scaling", name, path, &geometry, Method::Config(rope))?;
+    }
+    for argument in &arguments.schedule {
+        let (name, path) = argument.split_once('=').unwrap_or(("schedule", argument));
+        let json = files::read_text(Path::new(path))?;
+        let schedule = Schedule::from_json(&json).with_context(|| path.to_owned())?;
+        schedule.choose(length as u64).with_context(|| format!("--schedule: {path}"))?;
+        let geometry = *schedule.geometry();
+        add("--schedule", name, path, &geometry, Method::Schedule(schedule))?;
     }
     Ok(methods)
 }

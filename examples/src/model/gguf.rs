@@ -1,4 +1,4 @@
-//! GGUF files of Llama models: metadata, dequantised weights, and the configuration they imply.
+//! GGUF files of Llama models: dequantised weights, the tokenizer's metadata, and the configuration they imply.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -9,15 +9,17 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{Device, Tensor};
 use longrope::descriptor::Pairing;
-use longrope::scaling::{Geometry, LongRope, RopeConfig, Scaling, Yarn, rescale};
 
 use super::config::LlamaConfig;
 use super::weights::{Weights, check_shape};
+use crate::gguf::{Header, rope_config};
 
 /// An open GGUF file.
 pub struct GgufFile {
     content: Content,
     reader: Mutex<BufReader<File>>,
+    header: Header,
+    file: Mutex<File>,
 }
 
 impl GgufFile {
@@ -27,7 +29,8 @@ impl GgufFile {
         let mut reader = BufReader::new(file);
         let content = Content::read(&mut reader)
             .with_context(|| format!("{}: not a valid GGUF file", path.display()))?;
-        Ok(Self { content, reader: Mutex::new(reader) })
+        let (header, file) = Header::open(path)?;
+        Ok(Self { content, reader: Mutex::new(reader), header, file: Mutex::new(file) })
     }
 
     /// A metadata value, if present.
@@ -67,15 +70,6 @@ impl GgufFile {
         self.whole(key)?.ok_or_else(|| anyhow!("{key}: missing"))
     }
 
-    fn number(&self, key: &str) -> Result<Option<f64>> {
-        match self.value(key) {
-            None => Ok(None),
-            Some(Value::F32(number)) => Ok(Some(f64::from(*number))),
-            Some(Value::F64(number)) => Ok(Some(*number)),
-            Some(_) => bail!("{key}: not a floating-point number"),
-        }
-    }
-
     /// The type that most of the weights were quantised to, as in `Q4_1`; none if most were not.
     pub fn quantisation(&self) -> Option<String> {
         let mut elements = std::collections::BTreeMap::<String, usize>::new();
@@ -96,7 +90,10 @@ impl GgufFile {
         let query_heads = self.required("llama.attention.head_count")?;
         let hidden_size = self.required("llama.embedding_length")?;
         ensure!(query_heads > 0, "llama.attention.head_count: 0 is not valid; expected at least 1");
-        let head_dim = self.whole("llama.attention.key_length")?.unwrap_or(hidden_size / query_heads);
+        let rope = {
+            let mut file = self.file.lock().map_err(|_| anyhow!("the file is poisoned"))?;
+            rope_config(&self.header, &mut file)?
+        };
         let config = LlamaConfig {
             hidden_size,
             intermediate_size: self.required("llama.feed_forward_length")?,
@@ -107,67 +104,14 @@ impl GgufFile {
                 Some(size) => size,
                 None => self.list("tokenizer.ggml.tokens")?.len(),
             },
-            norm_epsilon: self.number("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
+            norm_epsilon: self.header.number("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
             tied_embeddings: !self.content.tensor_infos.contains_key("output.weight"),
             // The converter permutes the query and key rows of Llama models so that pairs are neighbours.
             pairing: Pairing::Interleaved,
-            rope: self.rope(head_dim)?,
+            rope,
         };
         config.check()?;
         Ok(config)
-    }
-
-    /// The rotary embedding: metadata, and the factor tensors of LongRoPE models.
-    fn rope(&self, head_dim: usize) -> Result<RopeConfig> {
-        let rotary_dim = self.whole("llama.rope.dimension_count")?.unwrap_or(head_dim);
-        let theta = self.number("llama.rope.freq_base")?.unwrap_or(10_000.0);
-        let max_length = self.required("llama.context_length")? as u64;
-        let original = self.whole("llama.rope.scaling.original_context_length")?;
-        let original_length = original.map_or(max_length, |length| length as u64);
-        let ratio = max_length as f64 / original_length.max(1) as f64;
-        let geometry = Geometry::new(head_dim, rotary_dim, theta, original_length)?;
-        let factors = |name: &str| self.get(name, &[rotary_dim / 2]).and_then(|t| Ok(t.to_vec1::<f32>()?));
-        let widened = |list: Vec<f32>| list.into_iter().map(f64::from).collect::<Vec<f64>>();
-        let kind = match self.value("llama.rope.scaling.type") {
-            None => "none",
-            Some(_) => self.text("llama.rope.scaling.type")?,
-        };
-        let factor = self.number("llama.rope.scaling.factor")?;
-        let attention_factor = self.number("llama.rope.scaling.attn_factor")?;
-        let scaling = if self.content.tensor_infos.contains_key("rope_factors_long.weight") {
-            Scaling::LongRope(LongRope {
-                short_factor: widened(factors("rope_factors_short.weight")?),
-                long_factor: widened(factors("rope_factors_long.weight")?),
-                factor: ratio,
-                attention_factor,
-                first_tokens: 0,
-            })
-        } else if self.content.tensor_infos.contains_key("rope_freqs.weight") {
-            // Llama 3: the file holds the divisors themselves, the same at every length.
-            let divisors = widened(factors("rope_freqs.weight")?);
-            Scaling::LongRope(LongRope {
-                short_factor: divisors.clone(),
-                long_factor: divisors,
-                factor: 1.0,
-                attention_factor: Some(1.0),
-                first_tokens: 0,
-            })
-        } else {
-            match kind {
-                "none" => Scaling::Default,
-                "linear" => Scaling::Linear { factor: factor.unwrap_or(ratio) },
-                "yarn" => {
-                    // ggml multiplies the file's factor with the one it computes itself.
-                    let scale = factor.unwrap_or(ratio);
-                    let gain = |by| by * rescale::yarn_attention_factor(scale, 1.0);
-                    Scaling::Yarn(Yarn { attention_factor: attention_factor.map(gain), ..Yarn::new(scale) })
-                }
-                other => bail!(
-                    "llama.rope.scaling.type: {other:?} is not supported; expected none, linear or yarn"
-                ),
-            }
-        };
-        Ok(RopeConfig::new(geometry, max_length, scaling)?)
     }
 }
 

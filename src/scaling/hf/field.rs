@@ -6,14 +6,14 @@ use crate::scaling::ConfigError;
 
 /// A JSON object and where it stands.
 #[derive(Clone, Copy)]
-pub(super) struct Object<'a> {
+pub(in crate::scaling) struct Object<'a> {
     path: &'a str,
     fields: &'a Map<String, Value>,
 }
 
 impl<'a> Object<'a> {
     /// `value` as an object; `path` is empty for the top level.
-    pub(super) fn new(path: &'a str, value: &'a Value) -> Result<Self, ConfigError> {
+    pub(in crate::scaling) fn new(path: &'a str, value: &'a Value) -> Result<Self, ConfigError> {
         match value {
             Value::Object(fields) => Ok(Self { path, fields }),
             other => {
@@ -24,7 +24,7 @@ impl<'a> Object<'a> {
     }
 
     /// The path of a field, as in `rope_scaling.factor`.
-    pub(super) fn path(&self, name: &str) -> String {
+    pub(in crate::scaling) fn path(&self, name: &str) -> String {
         match self.path {
             "" => name.to_owned(),
             path => format!("{path}.{name}"),
@@ -32,12 +32,23 @@ impl<'a> Object<'a> {
     }
 
     /// A field that is there and not null.
-    pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
+    pub(in crate::scaling) fn get(&self, name: &str) -> Option<&'a Value> {
         self.fields.get(name).filter(|value| !value.is_null())
     }
 
-    pub(super) fn keys(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    pub(in crate::scaling) fn keys(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
         self.fields.iter()
+    }
+
+    /// Checks that every field is one of these.
+    pub(in crate::scaling) fn only(&self, known: &[&str]) -> Result<(), ConfigError> {
+        match self.fields.keys().find(|key| !known.contains(&key.as_str())) {
+            None => Ok(()),
+            Some(key) => {
+                let name: String = key.chars().take(40).collect();
+                Err(ConfigError::invalid(self.path(&name), "an unknown field", known.join(", ")))
+            }
+        }
     }
 
     fn typed<T>(
@@ -53,16 +64,16 @@ impl<'a> Object<'a> {
             .transpose()
     }
 
-    pub(super) fn number(&self, name: &str) -> Result<Option<f64>, ConfigError> {
+    pub(in crate::scaling) fn number(&self, name: &str) -> Result<Option<f64>, ConfigError> {
         self.typed(name, "a number", Value::as_f64)
     }
 
-    pub(super) fn required_number(&self, name: &str) -> Result<f64, ConfigError> {
+    pub(in crate::scaling) fn required_number(&self, name: &str) -> Result<f64, ConfigError> {
         self.number(name)?.ok_or_else(|| ConfigError::missing(self.path(name), "a number"))
     }
 
     /// A whole number from 0; `4096.0` counts.
-    pub(super) fn whole(&self, name: &str) -> Result<Option<u64>, ConfigError> {
+    pub(in crate::scaling) fn whole(&self, name: &str) -> Result<Option<u64>, ConfigError> {
         self.typed(name, "a whole number from 0", |value| {
             value.as_u64().or_else(|| {
                 let float = value.as_f64()?;
@@ -71,20 +82,20 @@ impl<'a> Object<'a> {
         })
     }
 
-    pub(super) fn required_whole(&self, name: &str) -> Result<u64, ConfigError> {
+    pub(in crate::scaling) fn required_whole(&self, name: &str) -> Result<u64, ConfigError> {
         self.whole(name)?.ok_or_else(|| ConfigError::missing(self.path(name), "a whole number"))
     }
 
-    pub(super) fn boolean(&self, name: &str) -> Result<Option<bool>, ConfigError> {
+    pub(in crate::scaling) fn boolean(&self, name: &str) -> Result<Option<bool>, ConfigError> {
         self.typed(name, "true or false", Value::as_bool)
     }
 
-    pub(super) fn text(&self, name: &str) -> Result<Option<&'a str>, ConfigError> {
+    pub(in crate::scaling) fn text(&self, name: &str) -> Result<Option<&'a str>, ConfigError> {
         self.typed(name, "a string", Value::as_str)
     }
 
     /// A list of numbers.
-    pub(super) fn required_numbers(&self, name: &str) -> Result<Vec<f64>, ConfigError> {
+    pub(in crate::scaling) fn required_numbers(&self, name: &str) -> Result<Vec<f64>, ConfigError> {
         let list = self
             .typed(name, "a list of numbers", Value::as_array)?
             .ok_or_else(|| ConfigError::missing(self.path(name), "a list of numbers"))?;

@@ -18,7 +18,7 @@
 //! the ratio of the lengths.
 
 mod export;
-mod field;
+pub(in crate::scaling) mod field;
 mod import;
 
 pub use export::Generation;
