@@ -73,6 +73,15 @@ struct RotaryOp(Rotary);
 const NAME: &str = "longrope-rotary";
 
 impl RotaryOp {
+    /// The transpose, which takes gradients back.
+    fn transposed(&self) -> Rotary {
+        let direction = match self.0.direction {
+            Direction::Forward => Direction::Backward,
+            Direction::Backward => Direction::Forward,
+        };
+        Rotary { direction, ..self.0.clone() }
+    }
+
     /// The rotated values, those of one input after those of the other.
     fn on_cpu(&self, inputs: &[(&str, &CpuStorage, &Layout)]) -> Result<CpuStorage> {
         let values = inputs
@@ -124,6 +133,10 @@ impl CustomOp1 for RotaryOp {
         Ok((self.on_cpu(&[("x", storage, layout)])?, layout.shape().clone()))
     }
 
+    fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(self.transposed().apply_one(gradient)?))
+    }
+
     #[cfg(feature = "cuda")]
     fn cuda_fwd(
         &self,
@@ -149,6 +162,20 @@ impl CustomOp2 for RotaryOp {
     ) -> Result<(CpuStorage, Shape)> {
         let out = self.on_cpu(&[("q", q, q_layout), ("k", k, k_layout)])?;
         Ok((out, both(q_layout, k_layout)))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (first, second) = (q.elem_count(), k.elem_count());
+        let dq = gradient.narrow(0, 0, first)?.reshape(q.shape())?;
+        let dk = gradient.narrow(0, first, second)?.reshape(k.shape())?;
+        let (dq, dk) = self.transposed().apply(&dq, &dk)?;
+        Ok((Some(dq), Some(dk)))
     }
 
     #[cfg(feature = "cuda")]

@@ -34,7 +34,8 @@ const TESTS: &[Test] = &[
         shared::attention::is_within_its_bound_of_the_reference(gpu, DType::BF16, Some(7), STEP);
     }),
     ("operations_wait_for_what_was_computed_before_and_are_waited_for", stream_order),
-    ("a_backward_pass_is_an_error", backward_is_refused),
+    ("a_backward_pass_through_attention_is_an_error", backward_is_refused),
+    ("a_backward_pass_through_the_rotary_embedding_is_that_of_the_cpu", rotary_backward),
     ("what_a_gpu_can_not_compute_is_refused_by_name", refusals),
 ];
 
@@ -94,10 +95,24 @@ fn stream_order(gpu: &Device) {
 fn backward_is_refused(gpu: &Device) {
     let x = Var::from_tensor(&Tensor::ones((1, 5, 2, 64), DType::BF16, gpu).unwrap()).unwrap();
     let rotated = rotary().apply_one(&x).unwrap();
-    let attended = attention(&x, &x, &x, &Attention::causal()).unwrap();
-    for (result, name) in [(rotated, "longrope-rotary"), (attended, "longrope-attention")] {
-        let message = result.sum_all().unwrap().backward().unwrap_err().to_string();
-        assert!(message.contains(name), "{message}");
+    let attended = attention(&rotated, &rotated, &x, &Attention::causal()).unwrap();
+    let message = attended.sum_all().unwrap().backward().unwrap_err().to_string();
+    assert!(message.contains("longrope-attention"), "{message}");
+}
+
+/// The gradient through a rotation is the transposed rotation of the gradient, as on the CPU.
+fn rotary_backward(gpu: &Device) {
+    let shape = [2, 33, 3, 64];
+    let dense = values(DType::F32, 5, shape.iter().product());
+    let gradient = |device: &Device| {
+        let x = Var::from_tensor(&Tensor::ones(&shape, DType::F32, device).unwrap()).unwrap();
+        let d_out = place(&dense, shape, DType::F32, device, View::Packed).unwrap();
+        let (q, k) = rotary().at(1000).apply(&x, &x).unwrap();
+        let both = ((q * &d_out).unwrap() + (k * &d_out).unwrap()).unwrap();
+        elements(both.sum_all().unwrap().backward().unwrap().get(&x).unwrap())
+    };
+    for (found, expected) in gradient(gpu).iter().zip(gradient(&Device::Cpu)) {
+        assert!((found - expected).abs() <= 4.0 * 2.4e-7 * 2f32.sqrt(), "{found} is not {expected}");
     }
 }
 
