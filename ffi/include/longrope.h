@@ -8,7 +8,9 @@
  *             has returned, even if a captured graph replays it later. Memory on the device must stay valid until the
  *             kernel has ended.
  * Threads     A context and factor sets never change after they were made: share them between threads without a lock.
- *             Every function may be called from any thread. The message of the last error is per thread.
+ *             Every function may be called from any thread. The message of the last error is per thread. A child after
+ *             fork can use configurations, factor sets, messages and the CPU forms; a context made before it answers
+ *             LONGROPE_STATUS_DRIVER there, as CUDA does not outlive a fork.
  * Streams     `stream` is a CUstream or cudaStream_t as `void *`. NULL is the legacy default stream, not that of the
  *             thread. A launch runs in the CUDA context of its stream (for NULL: in the current one), which need not
  *             be the primary one.
