@@ -1,6 +1,6 @@
 //! Leaving a search and taking it up.
 
-use longrope::search::{Candidate, Checkpoint, Search, Settings};
+use longrope::search::{Candidate, Checkpoint, Evolution, Search};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -63,7 +63,7 @@ proptest! {
         cuts in prop::collection::vec(any::<bool>(), 47),
     ) {
         let wanted = logistic_rise(pairs, scale);
-        let settings = Settings { seed, mutation_probability, ..small() };
+        let settings = Evolution { seed, mutation_probability, ..small() };
         let mut search = Search::new(settings, scale, seeds(pairs, scale)).unwrap();
         let unbroken = end(search.clone(), &wanted);
         for cut in cuts {
@@ -81,7 +81,7 @@ proptest! {
 
 #[test]
 fn a_search_that_ended_early_stays_at_its_end() {
-    let settings = Settings { first_tokens: vec![0], ..small() };
+    let settings = Evolution { first_tokens: vec![0], ..small() };
     let mut search = Search::new(settings, 1.0, seeds(1, 1.0)).unwrap();
     finish(&mut search, &[1.1]);
     assert_eq!(search.evaluations(), 26);
@@ -244,15 +244,15 @@ fn a_checkpoint_of_another_search_is_told_apart() {
     let checkpoint = Search::new(small(), 4.0, begun.clone()).unwrap().checkpoint();
     assert_eq!(checkpoint.settings(), &small());
     assert_eq!(checkpoint.check_arguments(&small(), 4.0, &begun), Ok(()));
-    let message = |settings: Settings, scale, seeds: &[Candidate]| {
+    let message = |settings: Evolution, scale, seeds: &[Candidate]| {
         checkpoint.check_arguments(&settings, scale, seeds).unwrap_err().to_string()
     };
     assert_eq!(
-        message(Settings { step: 0.02, ..small() }, 4.0, &begun),
+        message(Evolution { step: 0.02, ..small() }, 4.0, &begun),
         "settings.step: 0.01 is not valid; expected 0.02, with which the checkpoint is to be resumed"
     );
     assert_eq!(
-        message(Settings { first_tokens: vec![0], seed: 3, ..small() }, 4.0, &begun),
+        message(Evolution { first_tokens: vec![0], seed: 3, ..small() }, 4.0, &begun),
         "settings.first_tokens: [0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256] is not valid; \
          expected [0], with which the checkpoint is to be resumed"
     );
