@@ -3,62 +3,75 @@
 use super::candidate::Candidate;
 use super::space::Space;
 
-/// A step of the attention factor's coordinate changes its logarithm by a tenth of what it changes an increment's: it
-/// scales every logit, and a few percent matter.
+/// A step of the whole's coordinate changes the logarithm of the whole by a twentieth of what it changes a share's, which
+/// is a tenth of the last factor where that is 8: what the last factor should be is known well, the way to it is not.
+const WHOLE_SCALE: f64 = 0.05;
+/// The same for the attention factor, which scales every logit: a few percent matter.
 const ATTENTION_SCALE: f64 = 0.1;
 /// Attention factors are multiples of this, as in LongRoPE2's released search.
 const ATTENTION_STEPS: f64 = 10_000.0;
 
-/// A coordinate for each pair: the logarithm of the increment from `log lambda_{i-1}` to `log lambda_i`, where
-/// `lambda_{-1}` is the minimum. So every point stands for non-decreasing factors. Where the attention factor is searched
-/// there is one coordinate more, the logarithm of its quotient with the start, in units of [`ATTENTION_SCALE`].
+/// The coordinates, so that every point stands for non-decreasing factors within the bounds:
+///
+/// - For each pair, the logarithm of its share in the whole way from the logarithm of the minimum to that of the last
+///   factor: its increment is that share, of all shares' sum. One that grows takes from all others.
+/// - The logarithm of the whole, less that of the start, in units of [`WHOLE_SCALE`].
+/// - Where the attention factor is searched, its logarithm, less that of the start, in units of [`ATTENTION_SCALE`].
 #[derive(Debug, Clone)]
 pub(super) struct Coding {
-    /// The attention factor at which its coordinate is 0.
-    pub(super) attention_start: Option<f64>,
+    whole: f64,
+    attention_factor: Option<f64>,
 }
 
 impl Coding {
-    /// The point of a candidate, or near it.
+    /// The coding of a search that begins at `start`, and the point of `start`, or near it.
     ///
     /// The logarithm of an increment of zero (of which YaRN has many) is no point. It becomes that of the smallest
     /// increment that the grid can show at the minimum: a smaller one would have to grow by many standard deviations before
-    /// it changes a factor at all, a larger one would be another seed. The increments are then scaled to their former
-    /// sum, so that the last factor stays.
-    pub(super) fn encode(&self, space: &Space, candidate: &Candidate) -> Vec<f64> {
+    /// it changes a factor at all, a larger one would be another start. The last factor stays.
+    pub(super) fn around(
+        space: &Space,
+        start: &Candidate,
+        attention_factor: Option<f64>,
+    ) -> (Self, Vec<f64>) {
         let floor = libm::log1p(space.step / space.minimum);
-        let mut increments = Vec::with_capacity(space.pairs);
         let mut last = libm::log(space.minimum);
-        for &factor in &candidate.factors {
+        let increments = start.factors.iter().map(|&factor| {
             let log = libm::log(factor);
-            increments.push((log - last).max(0.0));
+            let increment = log - last;
             last = log;
-        }
-        let sum: f64 = increments.iter().sum();
-        let raised = || increments.iter().map(|increment| increment.max(floor));
-        // Where nearly all are raised, as at a scale of 1, the sum has to grow.
-        let scale = (sum / raised().sum::<f64>()).max(0.5);
-        let mut point: Vec<f64> = raised().map(|increment| libm::log(increment * scale)).collect();
-        if let Some(start) = self.attention_start {
-            let found = candidate.attention_factor.unwrap_or(start);
-            point.push(libm::log(found / start) / ATTENTION_SCALE);
-        }
-        point
+            libm::log(increment.max(floor))
+        });
+        let mut point: Vec<f64> = increments.collect();
+        // At a scale of 1 there is no way to go; a step is one.
+        let whole = (last - libm::log(space.minimum)).max(floor);
+        point.push(0.0);
+        let attention_factor = attention_factor.map(|searched| start.attention_factor.unwrap_or(searched));
+        point.extend(attention_factor.map(|_| 0.0));
+        (Self { whole, attention_factor }, point)
     }
 
-    /// The candidate of a point: its factors on the grid and within the bounds, one above the maximum at the maximum.
+    /// The candidate of a point, its factors on the grid.
     pub(super) fn decode(&self, space: &Space, point: &[f64], first_tokens: u64) -> Candidate {
-        let mut log = libm::log(space.minimum);
-        let factors = point[..space.pairs].iter().map(|&coordinate| {
-            log += libm::exp(coordinate);
-            space.nearest(libm::exp(log))
+        let (coordinates, others) = point.split_at(space.pairs);
+        // Less the largest, so that no exponential overflows.
+        let largest = coordinates.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let shares: Vec<f64> = coordinates.iter().map(|coordinate| libm::exp(coordinate - largest)).collect();
+        let sum: f64 = shares.iter().sum();
+        let scaled = |index: usize, scale: f64| libm::exp(others.get(index).copied().unwrap_or(0.0) * scale);
+        let room = libm::log(space.maximum / space.minimum);
+        let whole = (self.whole * scaled(0, WHOLE_SCALE)).min(room);
+        let mut gone = 0.0;
+        let factors = shares.iter().map(|share| {
+            gone += share;
+            space.nearest(space.minimum * libm::exp(whole * (gone / sum)))
         });
         let factors = factors.collect();
-        let attention_factor = self.attention_start.zip(point.get(space.pairs)).map(|(start, coordinate)| {
-            let value = start * libm::exp(coordinate * ATTENTION_SCALE);
-            let (low, high) = space.attention_factor.unwrap_or((value, value));
-            ((value * ATTENTION_STEPS).round() / ATTENTION_STEPS).clamp(low, high)
-        });
+        let attention_factor =
+            self.attention_factor.zip(space.attention_factor).map(|(start, (low, high))| {
+                let value = start * scaled(1, ATTENTION_SCALE);
+                ((value * ATTENTION_STEPS).round() / ATTENTION_STEPS).clamp(low, high)
+            });
         Candidate { factors, first_tokens, attention_factor }
     }
 }
@@ -77,48 +90,67 @@ mod tests {
     }
 
     #[test]
-    fn factors_that_rise_everywhere_come_back_to_the_grid_point() {
-        let (coding, space) = (Coding { attention_start: None }, space(8.0, 5, None));
+    fn factors_that_rise_everywhere_come_back() {
+        let space = space(8.0, 5, None);
         let factors = [1.05, 1.5, 2.0, 7.5, 9.25];
-        let point = coding.encode(&space, &candidate(&factors));
+        let (coding, point) = Coding::around(&space, &candidate(&factors), None);
+        assert_eq!(point.len(), 6);
         assert!((point[1] - (1.5f64 / 1.05).ln().ln()).abs() < 1e-12);
         assert_eq!(coding.decode(&space, &point, 4), candidate(&factors));
     }
 
     #[test]
     fn increments_of_zero_become_small_ones_and_the_last_factor_stays() {
-        let (coding, space) = (Coding { attention_start: None }, space(8.0, 6, None));
-        let point = coding.encode(&space, &candidate(&[1.0, 1.0, 1.0, 4.0, 8.0, 8.0]));
+        let space = space(8.0, 6, None);
+        let (coding, point) = Coding::around(&space, &candidate(&[1.0, 1.0, 1.0, 4.0, 8.0, 8.0]), None);
         assert!(point.iter().all(|coordinate| coordinate.is_finite()));
         let decoded = coding.decode(&space, &point, 4).factors;
         assert_eq!(decoded[..3], [1.01, 1.02, 1.03]);
         assert_eq!(decoded[5], 8.0);
-        assert!((decoded[3] - 4.0).abs() < 0.05 && decoded[4] < 8.0, "{decoded:?}");
+        assert!((decoded[3] - 4.0).abs() < 0.1 && decoded[4] < 8.0, "{decoded:?}");
+    }
+
+    #[test]
+    fn a_share_that_grows_leaves_the_last_factor_and_the_whole_moves_it() {
+        let space = space(8.0, 3, None);
+        let (coding, mut point) = Coding::around(&space, &candidate(&[2.0, 4.0, 8.0]), None);
+        point[0] += 2f64.ln();
+        // Two of four shares of log 8.
+        assert_eq!(coding.decode(&space, &point, 4).factors, [2.83, 4.76, 8.0]);
+        point[3] = 1.0;
+        // 8 to the power exp(0.05)
+        assert_eq!(coding.decode(&space, &point, 4).factors[2], 8.9);
     }
 
     #[test]
     fn points_far_out_stay_within_the_bounds() {
-        let coding = Coding { attention_start: Some(1.2) };
         let space = space(8.0, 4, Some(1.2));
-        for (coordinate, expected) in [(-50.0, 1.0), (50.0, 10.0), (1e9, 10.0), (f64::NEG_INFINITY, 1.0)] {
-            let found = coding.decode(&space, &[coordinate; 5], 0);
-            assert_eq!(found.factors, [expected; 4]);
+        let (coding, _) = Coding::around(&space, &candidate(&[1.0, 2.0, 4.0, 8.0]), Some(1.2));
+        for coordinates in [[50.0; 6], [-50.0; 6], [1e9, -1e9, 0.0, 1e9, 1e9, -1e9]] {
+            let found = coding.decode(&space, &coordinates, 0);
             space.check(&found, "found").unwrap();
+            assert!(found.factors.is_sorted(), "{found:?}");
         }
+        assert_eq!(coding.decode(&space, &[50.0; 6], 0).factors[3], 10.0);
     }
 
     #[test]
     fn the_attention_factor_has_the_last_coordinate() {
-        let coding = Coding { attention_start: Some(1.25) };
         let space = space(4.0, 2, Some(1.25));
-        let seed = candidate(&[1.5, 4.0]);
-        let mut point = coding.encode(&space, &seed);
-        assert_eq!((point.len(), point[2]), (3, 0.0));
+        let (coding, mut point) = Coding::around(&space, &candidate(&[1.5, 4.0]), Some(1.25));
+        assert_eq!((point.len(), point[3]), (4, 0.0));
         assert_eq!(coding.decode(&space, &point, 4).attention_factor, Some(1.25));
-        point[2] = 1.0;
+        point[3] = 1.0;
         // 1.25 exp(0.1) = 1.38146
         assert_eq!(coding.decode(&space, &point, 4).attention_factor, Some(1.3815));
-        let again = coding.encode(&space, &Candidate { attention_factor: Some(1.3815), ..seed });
-        assert!((again[2] - 1.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn where_there_is_no_way_to_go_a_step_is_one() {
+        let space = space(1.0, 3, None);
+        let (coding, mut point) = Coding::around(&space, &candidate(&[1.0; 3]), None);
+        assert_eq!(coding.decode(&space, &point, 4).factors, [1.0, 1.01, 1.01]);
+        point[3] = 100.0;
+        assert_eq!(coding.decode(&space, &point, 4).factors[2], 1.25);
     }
 }

@@ -110,7 +110,7 @@ impl Search {
             space.check(seed, &format!("seeds[{index}]"))?;
         }
         let adaptation = match &optimiser {
-            Optimiser::CmaEs(settings) => Some(Adaptation::new(settings)),
+            Optimiser::CmaEs(_) => Some(Adaptation::default()),
             Optimiser::Evolution(_) => None,
         };
         let mut search = Self {
@@ -255,8 +255,8 @@ impl Search {
                 evolution::children(settings, &self.history, &mut nursery)
             }
             (Optimiser::CmaEs(settings), Some(adaptation)) => {
-                let best = self.best.map(|index| &self.history[index]);
-                adaptation.next(settings, &self.seeds, best, &self.history, &mut nursery)
+                let best = self.best.map_or(&self.seeds[0], |index| &self.history[index].candidate);
+                adaptation.next(settings, best, &self.history, &mut nursery)
             }
             _ => Vec::new(),
         };

@@ -16,11 +16,11 @@ pub enum Optimiser {
 }
 
 /// A separable CMA-ES (Ros & Hansen, PPSN 2008; its constants are those of Hansen, "The CMA Evolution Strategy: A
-/// Tutorial", arXiv 1604.00772) over the logarithms of the increments of the factors' logarithms. Factors are
-/// non-decreasing by construction, and small steps change the shape of all of them together.
+/// Tutorial", arXiv 1604.00772) over the logarithms of the increments of the factors' logarithms, as shares of their sum,
+/// and over that sum. Factors are non-decreasing and within the bounds by construction.
 ///
 /// It evaluates the seeds and begins at the best of them. Each generation then has the mean of the distribution and
-/// `4 + 3 ln n` samples of it, for `n` pairs.
+/// `4 + 3 ln n` samples of it, for `n` coordinates.
 ///
 /// Read from JSON, an absent field takes its default and an unknown one is an error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! What is refused, and in which words.
 
-use longrope::search::{Candidate, Evolution, Search};
+use longrope::search::{Candidate, CmaEs, Evolution, Search};
 
 use super::{candidate, factors_only, seeds, small};
 
@@ -67,6 +67,60 @@ fn settings_out_of_range_are_named() {
 
 fn message(settings: Evolution, scale: f64, seeds: Vec<Candidate>) -> String {
     Search::new(settings, scale, seeds).unwrap_err().to_string()
+}
+
+#[test]
+fn settings_of_cma_es_out_of_range_are_named() {
+    let default = CmaEs::default;
+    let cases = [
+        (CmaEs { evaluations: 0, ..default() }, "evaluations: 0 is not valid; expected 1 to 1000000"),
+        (CmaEs { evaluations: 2_000_000, ..default() }, "evaluations: 2000000 is not valid"),
+        (
+            CmaEs { step_size: 0.0, ..default() },
+            "step_size: 0 is not valid; expected a number above 0 and up to 10",
+        ),
+        (CmaEs { step_size: f64::NAN, ..default() }, "step_size: NaN is not valid"),
+        (CmaEs { minimum: 0.0, ..default() }, "minimum: 0 is not valid; expected a finite number above 0"),
+        (CmaEs { step: f64::NAN, ..default() }, "step: NaN is not valid; expected a finite number above 0"),
+        (CmaEs { first_tokens: vec![], ..default() }, "first_tokens: [] is not valid"),
+        (CmaEs { first_tokens: vec![1, 1], ..default() }, "first_tokens: 1 twice is not valid"),
+        (
+            CmaEs { attention_factor: Some(0.0), ..default() },
+            "attention_factor: 0 is not valid; expected a number within [0.001, 1000]",
+        ),
+    ];
+    for (settings, message) in cases {
+        let error = settings.validate().unwrap_err();
+        assert_eq!(Search::new(settings, 4.0, seeds(4, 4.0)).unwrap_err(), error);
+        assert!(error.to_string().starts_with(message), "{error}");
+    }
+    let few = Search::new(CmaEs { evaluations: 2, ..default() }, 4.0, seeds(4, 4.0)).unwrap_err();
+    assert_eq!(few.to_string(), "seeds: 3 seeds is not valid; expected at most evaluations (2)");
+}
+
+#[test]
+fn the_released_operators_search_no_first_tokens() {
+    assert_eq!(Evolution::released().validate(), Ok(()));
+    let settings = Evolution { first_tokens: vec![0, 4], ..Evolution::released() };
+    assert_eq!(
+        refusal(settings),
+        "first_tokens: [0, 4] is not valid; expected a single allowed value: the released operators leave it alone"
+    );
+}
+
+#[test]
+fn an_attention_factor_is_legal_where_it_is_searched() {
+    let with = |found: f64| vec![Candidate { attention_factor: Some(found), ..candidate(&[1.0, 4.0], 0) }];
+    assert_eq!(
+        message(factors_only(), 4.0, with(1.2)),
+        "seeds[0].attention_factor: 1.2 is not valid; expected none: these settings do not search it"
+    );
+    let searched = || CmaEs { attention_factor: Some(1.25), ..CmaEs::default() };
+    assert!(Search::new(searched(), 4.0, with(2.5)).is_ok());
+    assert_eq!(
+        Search::new(searched(), 4.0, with(2.6)).unwrap_err().to_string(),
+        "seeds[0].attention_factor: 2.6 is not valid; expected a number within [0.625, 2.5]"
+    );
 }
 
 #[test]

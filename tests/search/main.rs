@@ -1,6 +1,7 @@
-//! The evolutionary search, by its public interface.
+//! The search, by its public interface.
 
 mod arguments;
+mod cma_es;
 mod properties;
 mod quality;
 mod resume;
