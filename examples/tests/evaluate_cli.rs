@@ -9,6 +9,7 @@ use std::process::{Command, Output};
 use std::sync::LazyLock;
 
 use longrope::scaling::SetChoice;
+use longrope::search::Candidate;
 use longrope_drivers::{corpus, methods, model, text};
 use paths::repository;
 use tempfile::TempDir;
@@ -48,7 +49,8 @@ const NAMES: [&str; 5] = ["none", "PI", "NTK-aware", "YaRN", "mine"];
 fn configuration(dir: &Path) -> String {
     let (model, _) = model::load(&repository("data/models/tiny")).unwrap();
     let factors: Vec<f64> = (0..32).map(|i| 1.0 + f64::from(i) / 32.0).collect();
-    let rope = methods::longrope(&model.config().rope, 512, &factors, 0).unwrap();
+    let candidate = Candidate { factors, first_tokens: 0, attention_factor: None };
+    let rope = methods::longrope(&model.config().rope, 512, &candidate).unwrap();
     let path = dir.join("rope_scaling.json");
     let json = rope.to_hf(longrope::scaling::hf::Generation::RopeScaling);
     fs::write(&path, json.to_string()).unwrap();
