@@ -4,6 +4,7 @@ mod arguments;
 mod cma_es;
 mod properties;
 mod quality;
+mod released;
 mod resume;
 mod stepwise;
 
