@@ -143,7 +143,7 @@ fn the_random_stream_is_the_same_on_every_platform() {
 }
 
 /// FNV-1a over the factors of the test above, as first computed on x86-64.
-const DIGEST: u64 = 0;
+const DIGEST: u64 = 0x70bf_e3a2_ac87_3ff3;
 
 #[test]
 fn it_begins_with_the_seeds_and_the_first_mean_is_near_the_best() {
@@ -186,15 +186,14 @@ fn at_equal_evaluations(evaluations: usize, seed: u64, objective: impl Fn(&Candi
 }
 
 #[test]
-fn it_halves_what_algorithm_1_leaves_at_equal_evaluations() {
+fn it_leaves_less_than_a_third_of_what_algorithm_1_leaves_at_equal_evaluations() {
     let smooth = logistic_rise(64, 8.0);
     // What published factors look like: 1, then a jump to the scale.
     let jump: Vec<f64> = (0..64).map(|pair| if pair < 30 { 1.0 } else { 8.0 }).collect();
     for seed in 0..5 {
         for (name, wanted) in [("smooth", &smooth), ("jump", &jump)] {
             let (paper, ours) = at_equal_evaluations(192, seed, |candidate| distance(wanted, candidate));
-            println!("{name} {seed}: {paper} {ours}");
-            assert!(ours < 0.5 * paper, "{name}, seed {seed}: {ours}, Algorithm 1 {paper}");
+            assert!(3.0 * ours < paper, "{name}, seed {seed}: {ours}, Algorithm 1 {paper}");
         }
     }
 }
@@ -232,10 +231,10 @@ fn values_that_are_not_finite_do_not_lead_it_astray() {
     let mut count = 0;
     while let Some(candidate) = search.ask() {
         count += 1;
-        let value = match count % 6 {
+        let value = match count % 12 {
             1 => f64::NAN,
-            3 => f64::INFINITY,
-            5 => f64::NEG_INFINITY,
+            5 => f64::INFINITY,
+            9 => f64::NEG_INFINITY,
             _ => distance(&wanted, candidate),
         };
         search.tell(value).unwrap();

@@ -145,7 +145,7 @@ fn a_damaged_checkpoint_is_refused_with_its_place() {
         ("/optimiser", json!({"annealing": {}}), "unknown variant `annealing`"),
         ("/optimiser/evolution/population", json!(0), "population: 0 is not valid"),
         ("/optimiser/evolution/population", json!(-1), "expected usize"),
-        ("/optimiser/evolution/population", json!(11), "history[11].candidate: another candidate"),
+        ("/optimiser/evolution/population", json!(11), "history[11].iteration: 0 is not valid; expected 1"),
         ("/optimiser/evolution/mutations", json!(u64::MAX), "at most 1000000 evaluations"),
         ("/optimiser/evolution/mutations", json!(3), "history[15].candidate: another candidate"),
         (
