@@ -70,9 +70,10 @@ struct Arguments {
     /// Mutants, and as many crossovers, of an iteration of paper and released [default: 8; the paper: 16]
     #[arg(long, value_name = "N")]
     offspring: Option<usize>,
-    /// Whether cma-es also searches the attention factor, which is √(1 + ln scale / ln original length) by LongRoPE's rule
-    #[arg(long, value_enum, default_value_t = AttentionFactor::Fixed)]
-    attention_factor: AttentionFactor,
+    /// Whether the attention factor is searched too, by cma-es, or is √(1 + ln scale / ln original length), LongRoPE's rule
+    /// [default: searched by cma-es, else fixed]
+    #[arg(long, value_enum)]
+    attention_factor: Option<AttentionFactor>,
     /// Also search how many first tokens stay un-interpolated (n_hat), which no engine's configuration can hold
     #[arg(long)]
     first_tokens: bool,
@@ -242,7 +243,8 @@ fn kind_name(kind: OptimiserKind) -> &'static str {
 
 /// Flags of one optimiser are refused with another, rather than ignored.
 fn check_optimiser(arguments: &Arguments) -> Result<()> {
-    let (kind, searched) = (arguments.optimiser, arguments.attention_factor == AttentionFactor::Searched);
+    let (kind, searched) =
+        (arguments.optimiser, arguments.attention_factor == Some(AttentionFactor::Searched));
     let cma_es = kind == OptimiserKind::CmaEs;
     for (name, given, valid, with) in [
         ("--evaluations", arguments.evaluations.is_some(), cma_es, "cma-es"),
@@ -272,7 +274,7 @@ fn optimiser(arguments: &Arguments, rope: &RopeConfig, scale: f64) -> (Optimiser
     let optimiser = match kind {
         OptimiserKind::CmaEs => Optimiser::from(CmaEs {
             evaluations: arguments.evaluations.unwrap_or(EVALUATIONS),
-            attention_factor: (arguments.attention_factor == AttentionFactor::Searched).then_some(rule),
+            attention_factor: (arguments.attention_factor != Some(AttentionFactor::Fixed)).then_some(rule),
             first_tokens,
             seed: arguments.seed,
             ..CmaEs::default()

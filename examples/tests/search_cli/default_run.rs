@@ -58,7 +58,8 @@ fn the_found_factors_beat_every_other_method_at_the_length_searched_for() {
     let found = RUN.perplexity(2048, "LongRoPE");
     for method in METHODS.into_iter().filter(|method| *method != "LongRoPE") {
         let other = RUN.perplexity(2048, method);
-        assert!(found < other, "{method}: {other}, LongRoPE: {found}");
+        // YaRN is the closest.
+        assert!(found < 0.9 * other, "{method}: {other}, LongRoPE: {found}");
     }
 }
 
@@ -73,8 +74,10 @@ fn the_configuration_holds_the_best_candidate() {
     assert_eq!((config.max_length(), config.geometry().original_length()), (2048, 256));
     assert_eq!((config.geometry().head_dim(), config.geometry().theta()), (64, 10_000.0));
     assert_eq!(config.first_tokens(), 0);
-    let attention_factor = (1.0 + 8f64.ln() / 256f64.ln()).sqrt();
-    assert!((config.attention_factor() - attention_factor).abs() < 1e-12);
+    assert_eq!(config.attention_factor(), best.attention_factor);
+    // Searched, and found to be smaller than LongRoPE's rule has it.
+    let rule = (1.0 + 8f64.ln() / 256f64.ln()).sqrt();
+    assert!((1.0..rule).contains(&best.attention_factor), "{}", best.attention_factor);
     let json: Value = serde_json::from_str(&RUN.files["rope_scaling.json"]).unwrap();
     assert_eq!(json["rope_scaling"]["rope_type"], "longrope");
 }

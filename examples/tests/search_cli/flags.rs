@@ -58,13 +58,19 @@ fn each_optimiser_begins_with_its_seeds() {
 }
 
 #[test]
-fn the_attention_factor_is_searched_only_where_asked_for() {
+fn the_attention_factor_is_searched_by_default_and_fixed_where_asked_for() {
     let rule = (1.0 + 2f64.ln() / 256f64.ln()).sqrt();
-    assert!(QUICK.history().iter().all(|row| (row.attention_factor - rule).abs() < 1e-12));
-    assert!(!QUICK.files["rope_scaling.json"].contains("attention_factor"));
+    let fixed = Flags::quick().with("--attention-factor", "fixed").finish();
+    for run in [&fixed, &Flags::paper().finish()] {
+        assert!(run.history().iter().all(|row| (row.attention_factor - rule).abs() < 1e-12));
+        assert!(!run.files["rope_scaling.json"].contains("attention_factor"));
+    }
     let run = Flags::quick().with("--attention-factor", "searched").with("--evaluations", "20").finish();
     let history = run.history();
     assert!(history.iter().any(|row| (row.attention_factor - rule).abs() > 0.01), "{history:?}");
+    // The default.
+    let attention = |row: &super::command::Row| row.attention_factor;
+    assert!(QUICK.history().iter().map(attention).eq(history.iter().take(14).map(attention)));
     let best = history.iter().min_by(|a, b| a.perplexity.total_cmp(&b.perplexity)).unwrap();
     let config = RopeConfig::from_hf_json(&run.files["rope_scaling.json"]).unwrap();
     assert_eq!(config.attention_factor(), best.attention_factor);

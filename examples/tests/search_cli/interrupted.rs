@@ -84,7 +84,7 @@ fn a_search_cut_short_twice_ends_as_an_unbroken_one() {
 #[test]
 fn every_optimiser_goes_on_with_all_it_searches() {
     let all = Flags::quick().with("--windows", "2").switch("--first-tokens");
-    let searched = all.clone().with("--attention-factor", "searched").with("--evaluations", "36");
+    let searched = all.with("--evaluations", "36");
     let released = Flags::paper().with("--optimiser", "released").with("--iterations", "8");
     for flags in [searched, released] {
         let dir = tempfile::tempdir().unwrap();
