@@ -1,5 +1,6 @@
 //! What the drivers share: a Llama on candle, texts, perplexity, the search run, tables and plots.
 
+pub mod convergence;
 pub mod convert;
 pub mod corpus;
 pub mod evaluation;

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use longrope::scaling::{LongRope, RopeConfig, Scaling, Yarn};
+use longrope::search::Candidate;
 
 /// An interpolation method under the name of its row in the table.
 pub struct Method {
@@ -26,19 +27,14 @@ pub fn baselines(base: &RopeConfig, length: usize) -> Result<Vec<Method>> {
     ])
 }
 
-/// LongRoPE with these factors beyond the original length, and none up to it.
-pub fn longrope(
-    base: &RopeConfig,
-    length: usize,
-    long_factor: &[f64],
-    first_tokens: u64,
-) -> Result<RopeConfig> {
+/// LongRoPE with the candidate's factors beyond the original length, and none up to it.
+pub fn longrope(base: &RopeConfig, length: usize, candidate: &Candidate) -> Result<RopeConfig> {
     let scaling = Scaling::LongRope(LongRope {
         short_factor: vec![1.0; base.geometry().pairs()],
-        long_factor: long_factor.to_vec(),
+        long_factor: candidate.factors.clone(),
         factor: scale(base, length),
-        attention_factor: None,
-        first_tokens,
+        attention_factor: candidate.attention_factor,
+        first_tokens: candidate.first_tokens,
     });
     Ok(RopeConfig::new(*base.geometry(), length as u64, scaling)?)
 }

@@ -9,8 +9,13 @@ use crate::model::Llama;
 pub fn perplexity(model: &Llama, windows: &[&[u32]], sets: &FactorSets, choice: SetChoice) -> Result<f64> {
     let mut sum = 0.0;
     for window in windows {
-        let losses = model.losses(window, sets, choice)?;
-        sum += losses.iter().sum::<f64>() / losses.len() as f64;
+        sum += mean_loss(model, window, sets, choice)?;
     }
     Ok((sum / windows.len() as f64).exp())
+}
+
+/// The mean negative log-likelihood of a window's tokens after the first, in nats.
+pub fn mean_loss(model: &Llama, window: &[u32], sets: &FactorSets, choice: SetChoice) -> Result<f64> {
+    let losses = model.losses(window, sets, choice)?;
+    Ok(losses.iter().sum::<f64>() / losses.len() as f64)
 }

@@ -11,7 +11,7 @@ const SIZE: (u32, u32) = (760, 420);
 /// The room for the names, right of the plot.
 const LEGEND_WIDTH: u32 = 110;
 /// Colours that stay apart for most colour-blind readers (Okabe and Ito).
-const COLOURS: [RGBColor; 6] = [
+pub(crate) const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 0, 0),
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
@@ -158,7 +158,7 @@ fn significant(value: f64) -> String {
     }
 }
 
-fn plot_error(error: impl std::fmt::Display) -> anyhow::Error {
+pub(crate) fn plot_error(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("the plot can't be drawn: {error}")
 }
 

@@ -9,6 +9,7 @@ use longrope::search::Evaluation;
 use crate::methods::Method;
 use crate::model::Llama;
 use crate::perplexity::perplexity;
+use crate::search_run::Run;
 use crate::text;
 
 /// Perplexities by method and length.
@@ -88,23 +89,28 @@ fn short(value: f64) -> String {
     }
 }
 
-/// The history of a search: a row per evaluation, in their order.
-pub fn history_csv(history: &[Evaluation]) -> String {
+/// The history of a search: a row per evaluation, in their order, with its cost and the cost of all up to it. Candidates
+/// without an attention factor have `attention_factor`; windows are of `length` tokens.
+pub fn history_csv(run: &Run, length: usize, attention_factor: f64) -> String {
+    let history = run.search.history();
     let pairs = history.first().map_or(0, |evaluation| evaluation.candidate.factors.len());
-    let mut csv = "evaluation,iteration,perplexity,best,n_hat".to_owned();
+    let mut csv = HISTORY_COLUMNS.join(",");
     (0..pairs).for_each(|i| write!(csv, ",lambda_{i}").unwrap_or_default());
     csv.push('\n');
     let mut best = f64::INFINITY;
-    for (number, evaluation) in history.iter().enumerate() {
-        best = best.min(evaluation.value);
-        let candidate = &evaluation.candidate;
+    let (mut tokens, mut seconds) = (0, 0.0);
+    for (number, (evaluation, cost)) in history.iter().zip(&run.costs).enumerate() {
+        let Evaluation { candidate, value, iteration } = evaluation;
+        best = best.min(*value);
+        tokens += cost.windows * length;
+        seconds += cost.seconds;
         write!(
             csv,
-            "{},{},{},{best},{}",
+            "{},{iteration},{value},{best},{},{tokens},{seconds:.3},{},{}",
             number + 1,
-            evaluation.iteration,
-            evaluation.value,
-            candidate.first_tokens
+            cost.windows,
+            candidate.first_tokens,
+            candidate.attention_factor.unwrap_or(attention_factor)
         )
         .unwrap_or_default();
         candidate.factors.iter().for_each(|factor| write!(csv, ",{factor}").unwrap_or_default());
@@ -112,6 +118,20 @@ pub fn history_csv(history: &[Evaluation]) -> String {
     }
     csv
 }
+
+/// The columns of a history before those of the factors. `perplexity` of a candidate that was dropped after its first
+/// window is an estimate; `model_tokens` and `seconds` are sums up to the row.
+const HISTORY_COLUMNS: [&str; 9] = [
+    "evaluation",
+    "iteration",
+    "perplexity",
+    "best",
+    "windows",
+    "model_tokens",
+    "seconds",
+    "n_hat",
+    "attention_factor",
+];
 
 /// An error and its causes in one line. Candle's own errors may hold a backtrace, and repeat the path.
 pub fn error_line(error: &anyhow::Error) -> String {

@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 
 use longrope::scaling::hf::Generation;
 use longrope::scaling::{Bucket, RopeConfig, Schedule, SetChoice};
+use longrope::search::Candidate;
 use longrope_drivers::{corpus, methods, model, text};
 use paths::repository;
 use tempfile::TempDir;
@@ -49,7 +50,8 @@ const NAMES: [&str; 6] = ["none", "PI", "NTK-aware", "YaRN", "mine", "schedule"]
 fn mine() -> RopeConfig {
     let (model, _) = model::load(&repository("data/models/tiny")).unwrap();
     let factors: Vec<f64> = (0..32).map(|i| 1.0 + f64::from(i) / 32.0).collect();
-    methods::longrope(&model.config().rope, 512, &factors, 0).unwrap()
+    let candidate = Candidate { factors, first_tokens: 0, attention_factor: None };
+    methods::longrope(&model.config().rope, 512, &candidate).unwrap()
 }
 
 /// A configuration as `search` writes it, for 512 tokens.

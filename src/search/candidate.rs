@@ -12,6 +12,9 @@ pub struct Candidate {
     pub factors: Vec<f64>,
     /// The number of first tokens whose positions are not interpolated (n-hat).
     pub first_tokens: u64,
+    /// What cosine and sine are multiplied by, or `None` for what the configuration's rule gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention_factor: Option<f64>,
 }
 
 impl Candidate {
@@ -20,6 +23,7 @@ impl Candidate {
         Key {
             factors: self.factors.iter().map(|factor| factor.to_bits()).collect(),
             first_tokens: self.first_tokens,
+            attention_factor: self.attention_factor.map(f64::to_bits),
         }
     }
 }
@@ -29,6 +33,14 @@ impl Candidate {
 pub(super) struct Key {
     factors: Vec<u64>,
     first_tokens: u64,
+    attention_factor: Option<u64>,
+}
+
+impl Key {
+    /// The factors that the bits stand for.
+    pub(super) fn factors(&self) -> impl Iterator<Item = f64> {
+        self.factors.iter().map(|&bits| f64::from_bits(bits))
+    }
 }
 
 /// A candidate whose value was measured.
@@ -41,7 +53,7 @@ pub struct Evaluation {
     /// `"NaN"`, `"Infinity"` and `"-Infinity"`.
     #[serde(with = "value")]
     pub value: f64,
-    /// The iteration that made the candidate: 0 for the initial population, then from 1.
+    /// The iteration that made the candidate: 0 for the seeds or the initial population, then from 1.
     pub iteration: usize,
 }
 

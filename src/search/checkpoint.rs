@@ -1,34 +1,29 @@
 //! A search on disk: what has to be kept to go on exactly where it was left.
 
-use std::collections::{HashSet, VecDeque};
-
-use rand_chacha::ChaCha8Rng;
 use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::candidate::{Candidate, Evaluation};
 use super::engine::Search;
 use super::error::SearchError;
-use super::settings::Settings;
+use super::optimiser::Optimiser;
 
-/// The version of the format that this release writes and reads.
-const VERSION: u64 = 1;
+/// The version of the format that this release writes and reads. Version 1 knew the evolutionary search alone.
+const VERSION: u64 = 2;
 
-/// The whole state of a [`Search`], to be written by serde in any format that keeps f64 exact (JSON with serde_json's
+/// What a [`Search`] is made of, to be written by serde in any format that keeps f64 exact (JSON with serde_json's
 /// `float_roundtrip` does) and taken up by [`Search::resume`].
 ///
-/// The population is not listed apart: its parents are the best of the history, its children the waiting candidates.
+/// The arguments and the values are all there is to it: they determine every candidate, the state of the optimiser and
+/// of its random stream. The candidates are kept too, for readers, and to be sure that they are the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Checkpoint {
     version: FormatVersion,
-    settings: Settings,
+    optimiser: Optimiser,
     scale: f64,
     seeds: Vec<Candidate>,
-    rng: ChaCha8Rng,
-    iteration: usize,
     history: Vec<Evaluation>,
-    pending: Vec<Candidate>,
 }
 
 impl Checkpoint {
@@ -38,11 +33,12 @@ impl Checkpoint {
     /// [`SearchError::Invalid`] names what differs.
     pub fn check_arguments(
         &self,
-        settings: &Settings,
+        optimiser: &Optimiser,
         scale: f64,
         seeds: &[Candidate],
     ) -> Result<(), SearchError> {
-        for ((name, found), (_, expected)) in self.settings.fields().into_iter().zip(settings.fields()) {
+        // The kinds come first, so that fields of the same name are compared.
+        for ((name, found), (_, expected)) in self.optimiser.fields().into_iter().zip(optimiser.fields()) {
             if found != expected {
                 return Err(differs(format!("settings.{name}"), found, expected));
             }
@@ -59,9 +55,14 @@ impl Checkpoint {
         }
     }
 
-    /// The hyper-parameters of the search.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
+    /// The optimiser, with its hyper-parameters.
+    pub fn optimiser(&self) -> &Optimiser {
+        &self.optimiser
+    }
+
+    /// The number of evaluations that it holds.
+    pub fn evaluations(&self) -> usize {
+        self.history.len()
     }
 }
 
@@ -79,118 +80,47 @@ impl Search {
     pub fn checkpoint(&self) -> Checkpoint {
         Checkpoint {
             version: FormatVersion,
-            settings: self.settings.clone(),
+            optimiser: self.optimiser.clone(),
             scale: self.scale,
             seeds: self.seeds.clone(),
-            rng: self.rng.clone(),
-            iteration: self.iteration,
             history: self.history.clone(),
-            pending: self.pending.iter().cloned().collect(),
         }
     }
 
     /// Takes a search up where [`Search::checkpoint`] left it: it goes on to exactly the candidates of an unbroken run.
+    /// The search is begun anew and told the values, which costs no evaluation.
     ///
     /// # Errors
-    /// [`SearchError::Invalid`] where the checkpoint is not one that a search can write.
+    /// [`SearchError::Invalid`] where the checkpoint is not one that a search can write: the search comes to another
+    /// candidate than the one that was evaluated.
     pub fn resume(checkpoint: Checkpoint) -> Result<Self, SearchError> {
-        let Checkpoint { version: FormatVersion, settings, scale, seeds, rng, iteration, history, pending } =
-            checkpoint;
-        let mut search = Self::unpopulated(settings, scale, seeds)?;
-        search.rng = rng;
-        search.check_generations(iteration, &history, &pending)?;
-        search.check_candidates(&history, &pending)?;
-        search.iteration = iteration;
-        for evaluation in history {
-            search.record(evaluation);
+        let Checkpoint { version: FormatVersion, optimiser, scale, seeds, history } = checkpoint;
+        let mut search = Self::new(optimiser, scale, seeds)?;
+        for (index, evaluation) in history.into_iter().enumerate() {
+            let Some(candidate) = search.ask() else {
+                return Err(SearchError::invalid(
+                    "history",
+                    "another evaluation",
+                    format!("the end after {index}: the search of these settings is finished then"),
+                ));
+            };
+            if *candidate != evaluation.candidate {
+                return Err(SearchError::invalid(
+                    format!("history[{index}].candidate"),
+                    "another candidate",
+                    "the one that the search of these settings makes after the values before it",
+                ));
+            }
+            if search.iteration() != evaluation.iteration {
+                return Err(SearchError::invalid(
+                    format!("history[{index}].iteration"),
+                    evaluation.iteration,
+                    search.iteration().to_string(),
+                ));
+            }
+            search.tell(evaluation.value)?;
         }
-        search.pending = VecDeque::from(pending);
         Ok(search)
-    }
-
-    /// Iterations begin at 0, leave none out, and none has more candidates than the settings say.
-    fn check_generations(
-        &self,
-        iteration: usize,
-        history: &[Evaluation],
-        pending: &[Candidate],
-    ) -> Result<(), SearchError> {
-        let mut current = 0;
-        let mut size = 0;
-        let iterations =
-            history.iter().map(|evaluation| evaluation.iteration).chain(pending.iter().map(|_| iteration));
-        for (index, found) in iterations.enumerate() {
-            let name = || match index < history.len() {
-                true => format!("history[{index}].iteration"),
-                false => "iteration".to_owned(),
-            };
-            if found == current + 1 && size > 0 {
-                (current, size) = (found, 0);
-            }
-            if found != current {
-                let expected = match size {
-                    0 => format!("{current}, the first"),
-                    _ => format!("{current} or {}, as it follows {current}", current + 1),
-                };
-                return Err(SearchError::invalid(name(), found, expected));
-            }
-            if found > self.settings.iterations {
-                let expected = format!("at most settings.iterations ({})", self.settings.iterations);
-                return Err(SearchError::invalid(name(), found, expected));
-            }
-            size += 1;
-            let largest = match found {
-                0 => self.settings.population,
-                _ => self.settings.mutations + self.settings.crossovers,
-            };
-            if size > largest {
-                return Err(SearchError::invalid(
-                    "history and pending",
-                    format!("{size} or more candidates of iteration {found}"),
-                    format!("at most {largest}, by the settings"),
-                ));
-            }
-        }
-        if iteration != current {
-            let expected = format!("{current}, that of the last candidate");
-            return Err(SearchError::invalid("iteration", iteration, expected));
-        }
-        Ok(())
-    }
-
-    /// Candidates are legal, none is there twice, and the seeds come first. Makes them known.
-    fn check_candidates(&mut self, history: &[Evaluation], pending: &[Candidate]) -> Result<(), SearchError> {
-        let name = |index: usize| match index.checked_sub(history.len()) {
-            None => format!("history[{index}].candidate"),
-            Some(index) => format!("pending[{index}]"),
-        };
-        let candidates = || {
-            let evaluated = history.iter().map(|evaluation| &evaluation.candidate);
-            evaluated.chain(pending)
-        };
-        for (index, candidate) in candidates().enumerate() {
-            self.space.check(candidate, &name(index))?;
-            if !self.known.insert(candidate.key()) {
-                let expected = "every candidate once";
-                return Err(SearchError::invalid(name(index), "a repetition", expected));
-            }
-        }
-        let mut seen = HashSet::new();
-        let mut first = candidates().enumerate();
-        for (index, seed) in self.seeds.iter().enumerate() {
-            if !seen.insert(seed.key()) {
-                continue;
-            }
-            let (position, found) = first.next().unzip();
-            if found != Some(seed) {
-                return Err(SearchError::invalid(
-                    position.map_or("history and pending".to_owned(), name),
-                    "no seed",
-                    format!("seeds[{index}]: the search begins with its seeds"),
-                ));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -6,10 +6,12 @@ use std::ops::ControlFlow;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use super::adaptation::Adaptation;
 use super::candidate::{Candidate, Evaluation, Key, rank};
 use super::error::SearchError;
-use super::operators::Breeder;
-use super::settings::Settings;
+use super::evolution;
+use super::nursery::Nursery;
+use super::optimiser::Optimiser;
 use super::space::Space;
 
 /// What the search minimises: for LongRoPE, the perplexity of a model on long documents under a candidate's factors.
@@ -46,48 +48,46 @@ pub enum Outcome {
     Stopped,
 }
 
-/// An evolutionary search (arXiv 2402.13753, Algorithm 1), which can be left and taken up between any two evaluations.
+/// A search, which can be left and taken up between any two evaluations. How it chooses its candidates is its
+/// [`Optimiser`]'s affair.
 ///
 /// Drive it by [`Search::run`], or by hand: [`Search::ask`] for a candidate and [`Search::tell`] its value, until there
 /// is none.
 #[derive(Debug, Clone)]
 pub struct Search {
-    pub(super) settings: Settings,
+    pub(super) optimiser: Optimiser,
     pub(super) scale: f64,
     pub(super) seeds: Vec<Candidate>,
-    pub(super) space: Space,
-    pub(super) rng: ChaCha8Rng,
+    space: Space,
+    rng: ChaCha8Rng,
+    /// Of [`Optimiser::CmaEs`] alone.
+    adaptation: Option<Adaptation>,
     /// Every candidate made so far, evaluated or not: nothing is evaluated twice.
-    pub(super) known: HashSet<Key>,
+    known: HashSet<Key>,
     pub(super) history: Vec<Evaluation>,
     /// Made in `iteration` and not yet evaluated. Empty once the search is finished.
-    pub(super) pending: VecDeque<Candidate>,
-    pub(super) iteration: usize,
+    pending: VecDeque<Candidate>,
+    iteration: usize,
     /// Index in `history` of the best finite value.
-    pub(super) best: Option<usize>,
+    best: Option<usize>,
 }
 
 impl Search {
-    /// A search for factors that extend the context by `scale` (target length / original length), whose initial
-    /// population is `seeds` (without repetitions) and mutants of them. [`paper_seeds`](super::paper_seeds) makes the
-    /// paper's.
+    /// A search for factors that extend the context by `scale` (target length / original length), from `seeds`
+    /// (repetitions are left out). [`paper_seeds`](super::paper_seeds) makes the paper's. `optimiser` is a
+    /// [`CmaEs`](super::CmaEs) or an [`Evolution`](super::Evolution), whose initial population are the seeds and mutants
+    /// of them.
     ///
     /// # Errors
     /// [`SearchError::Invalid`] where the settings are not valid, `scale` is below 1 or not finite, or a seed is
     /// missing, out of range or decreasing.
-    pub fn new(settings: Settings, scale: f64, seeds: Vec<Candidate>) -> Result<Self, SearchError> {
-        let mut search = Self::unpopulated(settings, scale, seeds)?;
-        search.populate();
-        Ok(search)
-    }
-
-    /// A search with its arguments checked and nothing made yet.
-    pub(super) fn unpopulated(
-        settings: Settings,
+    pub fn new(
+        optimiser: impl Into<Optimiser>,
         scale: f64,
         seeds: Vec<Candidate>,
     ) -> Result<Self, SearchError> {
-        settings.validate()?;
+        let optimiser = optimiser.into();
+        optimiser.validate()?;
         let pairs = seeds.first().map_or(0, |seed| seed.factors.len());
         if pairs == 0 {
             let found = match seeds.is_empty() {
@@ -97,20 +97,26 @@ impl Search {
             let expected = "at least one candidate, with a factor for each pair";
             return Err(SearchError::invalid("seeds", found, expected));
         }
-        if seeds.len() > settings.population {
+        let (name, room) = optimiser.room_for_seeds();
+        if seeds.len() > room {
             return Err(SearchError::invalid(
                 "seeds",
                 format!("{} seeds", seeds.len()),
-                format!("at most population ({})", settings.population),
+                format!("at most {name} ({room})"),
             ));
         }
-        let space = Space::new(&settings, scale, pairs)?;
+        let space = Space::new(&optimiser, scale, pairs)?;
         for (index, seed) in seeds.iter().enumerate() {
             space.check(seed, &format!("seeds[{index}]"))?;
         }
-        Ok(Self {
-            rng: ChaCha8Rng::seed_from_u64(settings.seed),
-            settings,
+        let adaptation = match &optimiser {
+            Optimiser::CmaEs(_) => Some(Adaptation::default()),
+            Optimiser::Evolution(_) => None,
+        };
+        let mut search = Self {
+            rng: ChaCha8Rng::seed_from_u64(optimiser.seed()),
+            adaptation,
+            optimiser,
             scale,
             seeds,
             space,
@@ -119,7 +125,9 @@ impl Search {
             pending: VecDeque::new(),
             iteration: 0,
             best: None,
-        })
+        };
+        search.populate();
+        Ok(search)
     }
 
     /// The candidate to evaluate next, or `None` once the search is finished. Asking again gives the same.
@@ -140,8 +148,8 @@ impl Search {
     pub fn tell(&mut self, value: f64) -> Result<(), SearchError> {
         let candidate = self.pending.pop_front().ok_or(SearchError::Finished)?;
         self.record(Evaluation { candidate, value, iteration: self.iteration });
-        if self.pending.is_empty() && self.iteration < self.settings.iterations {
-            self.breed();
+        if self.pending.is_empty() {
+            self.advance();
         }
         Ok(())
     }
@@ -187,11 +195,16 @@ impl Search {
         if self.pending.is_empty() {
             return known;
         }
-        let generation = self.settings.mutations + self.settings.crossovers;
-        known + (self.settings.iterations - self.iteration) * generation
+        match &self.optimiser {
+            Optimiser::CmaEs(settings) => settings.evaluations,
+            Optimiser::Evolution(settings) => {
+                let generation = settings.mutations + settings.crossovers;
+                known + (settings.iterations - self.iteration) * generation
+            }
+        }
     }
 
-    /// The iteration of the candidates that wait: 0 for the initial population, then from 1.
+    /// The iteration of the candidates that wait: 0 for the seeds or the initial population, then from 1.
     pub fn iteration(&self) -> usize {
         self.iteration
     }
@@ -201,9 +214,9 @@ impl Search {
         self.pending.is_empty()
     }
 
-    /// The hyper-parameters.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
+    /// The optimiser, with its hyper-parameters.
+    pub fn optimiser(&self) -> &Optimiser {
+        &self.optimiser
     }
 
     /// Target length / original length.
@@ -212,7 +225,7 @@ impl Search {
     }
 
     /// Appends to the history and keeps the best.
-    pub(super) fn record(&mut self, evaluation: Evaluation) {
+    fn record(&mut self, evaluation: Evaluation) {
         let best = self.best().map_or(f64::INFINITY, |best| best.value);
         if rank(evaluation.value, best).is_lt() {
             self.best = Some(self.history.len());
@@ -220,61 +233,36 @@ impl Search {
         self.history.push(evaluation);
     }
 
-    /// Makes the initial population.
+    /// Makes the first candidates.
     fn populate(&mut self) {
         for seed in &self.seeds {
             if self.known.insert(seed.key()) {
                 self.pending.push_back(seed.clone());
             }
         }
-        let mut breeder = Breeder {
-            space: &self.space,
-            mutation_probability: self.settings.mutation_probability,
-            rng: &mut self.rng,
-            known: &mut self.known,
-        };
-        while self.pending.len() < self.settings.population {
-            let parent = breeder.choose(&self.seeds);
-            let Some(mutant) = breeder.mutant(parent) else {
-                break;
-            };
-            self.pending.push_back(mutant);
+        if let Optimiser::Evolution(settings) = &self.optimiser {
+            let mut nursery = Nursery { space: &self.space, rng: &mut self.rng, known: &mut self.known };
+            let missing = settings.population - self.pending.len();
+            self.pending.extend(evolution::population(settings, &self.seeds, missing, &mut nursery));
         }
     }
 
-    /// Makes the next generation: mutants and crossovers of the best so far. The paper ranks the last population, which
-    /// contains the parents before it, and so comes to the same best.
-    fn breed(&mut self) {
-        let mut order: Vec<&Evaluation> = self.history.iter().collect();
-        order.sort_by(|a, b| rank(a.value, b.value));
-        order.truncate(self.settings.parents);
-        let mut breeder = Breeder {
-            space: &self.space,
-            mutation_probability: self.settings.mutation_probability,
-            rng: &mut self.rng,
-            known: &mut self.known,
+    /// Makes the next iteration's candidates, once every one before them has its value.
+    fn advance(&mut self) {
+        let mut nursery = Nursery { space: &self.space, rng: &mut self.rng, known: &mut self.known };
+        let made = match (&self.optimiser, &mut self.adaptation) {
+            (Optimiser::Evolution(settings), _) if self.iteration < settings.iterations => {
+                evolution::children(settings, &self.history, &mut nursery)
+            }
+            (Optimiser::CmaEs(settings), Some(adaptation)) => {
+                let best = self.best.map_or(&self.seeds[0], |index| &self.history[index].candidate);
+                adaptation.next(settings, best, &self.history, &mut nursery)
+            }
+            _ => Vec::new(),
         };
-        for _ in 0..self.settings.mutations {
-            let parent = &breeder.choose(&order).candidate;
-            let Some(mutant) = breeder.mutant(parent) else {
-                break;
-            };
-            self.pending.push_back(mutant);
-        }
-        for _ in 0..self.settings.crossovers {
-            let child = if order.len() < 2 {
-                breeder.mutant(&order[0].candidate)
-            } else {
-                let (better, other) = breeder.choose_two(order.len());
-                breeder.crossover(&order[better].candidate, &order[other].candidate)
-            };
-            let Some(child) = child else {
-                break;
-            };
-            self.pending.push_back(child);
-        }
-        if !self.pending.is_empty() {
+        if !made.is_empty() {
             self.iteration += 1;
+            self.pending = made.into();
         }
     }
 }

@@ -1,10 +1,12 @@
-//! Which factors: the evolutionary search of LongRoPE (arXiv 2402.13753, Algorithm 1). Pure mathematics, no GPU.
+//! Which factors: the search for LongRoPE's factors (arXiv 2402.13753), by two optimisers. Pure mathematics, no GPU.
 //!
-//! A [`Candidate`] holds a rescale factor for each pair of dimensions and the number of first tokens to leave alone. The
-//! search makes an initial population of seeds and mutants, then in each iteration makes mutants and crossovers of the
-//! best so far, and keeps the one for which an [`Objective`] is lowest. What it promises:
+//! A [`Candidate`] holds a rescale factor for each pair of dimensions, the number of first tokens to leave alone, and, where
+//! it is searched, an attention factor. A search makes candidates of the values of those before, and keeps the one for
+//! which an [`Objective`] is lowest. [`CmaEs`] is the optimiser to begin with: it needs a small part of the
+//! evaluations. [`Evolution`] is the paper's (Algorithm 1) or, by its [`Operators`], the released code's. What both promise:
 //!
-//! - Factors never decrease from one pair to the next, and lie within the bounds; a mutated one is a multiple of the step.
+//! - Factors never decrease from one pair to the next, and lie within the bounds; but for those of the seeds they are
+//!   multiples of the step (of the released operators': within steps of each other).
 //! - No candidate is evaluated twice. A space that has nothing new left ends the search early.
 //! - Equal arguments and values give equal searches on every platform: the random stream is ChaCha8, and nothing else
 //!   is drawn from.
@@ -14,7 +16,7 @@
 //! Factors for a model of 8 pairs, extended fourfold. A real objective would be a model's perplexity.
 //! ```
 //! use longrope::scaling::Geometry;
-//! use longrope::search::{Candidate, Search, Settings, paper_seeds};
+//! use longrope::search::{Candidate, CmaEs, Search, paper_seeds};
 //! use std::{convert::Infallible, ops::ControlFlow};
 //!
 //! // Best: 1 for the fast pairs, then a jump to 4.
@@ -25,8 +27,7 @@
 //! };
 //!
 //! let geometry = Geometry::new(16, 16, 10_000.0, 2048)?;
-//! let settings = Settings { first_tokens: vec![0], ..Settings::default() };
-//! let mut search = Search::new(settings, 4.0, paper_seeds(&geometry, 4.0))?;
+//! let mut search = Search::new(CmaEs::default(), 4.0, paper_seeds(&geometry, 4.0))?;
 //! search.run(&mut objective, |search| {
 //!     // Report, write search.checkpoint(), or stop with ControlFlow::Break(()).
 //!     assert!(search.evaluations() <= search.planned_evaluations());
@@ -39,7 +40,7 @@
 //! ```
 //!
 //! # Paper and released code
-//! Where the two differ the paper is followed. The largest factor is 1.25 times the scale (released: the scale plus 1);
+//! [`Operators::Released`] follows the released code, [`Operators::Paper`] the paper. There the largest factor is 1.25 times the scale (released: the scale plus 1);
 //! position interpolation, NTK-aware and YaRN seed the population (a single ramp); the number of first tokens is searched
 //! (absent). As released, a mutated factor is drawn between its neighbours, but here from a grid that counts from zero,
 //! not from the left neighbour, so that it never passes the right one. The paper leaves the crossover open, and the
@@ -48,11 +49,18 @@
 //! gives way to a mutation of the better parent. Algorithm 1 as printed leaves its last population unmeasured; here it is
 //! measured too.
 
+mod adaptation;
 mod candidate;
 mod checkpoint;
+mod cma;
+mod coding;
 mod engine;
 mod error;
+mod evolution;
+mod nursery;
 mod operators;
+mod optimiser;
+mod released;
 mod seeds;
 mod settings;
 mod space;
@@ -61,5 +69,6 @@ pub use candidate::{Candidate, Evaluation};
 pub use checkpoint::Checkpoint;
 pub use engine::{Objective, Outcome, Search};
 pub use error::SearchError;
-pub use seeds::paper_seeds;
-pub use settings::Settings;
+pub use optimiser::{CmaEs, Optimiser};
+pub use seeds::{paper_seeds, released_seeds};
+pub use settings::{Evolution, Operators};

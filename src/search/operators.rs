@@ -1,10 +1,11 @@
 //! Mutation and crossover: how new candidates are made of old ones.
 
-use std::collections::HashSet;
-
 use rand::{Rng, RngExt};
 
-use super::candidate::{Candidate, Key};
+use super::candidate::Candidate;
+use super::nursery::Nursery;
+use super::released;
+use super::settings::Operators;
 use super::space::Space;
 
 /// A mutation that only meets known candidates gives up after so many tries.
@@ -14,21 +15,24 @@ const MUTATION_TRIES: usize = 1000;
 const CROSSOVER_TRIES: usize = 20;
 
 /// Makes candidates that are legal and not yet known, and makes them known.
-pub(super) struct Breeder<'a, R> {
-    pub(super) space: &'a Space,
+pub(super) struct Breeder<'n, 'a, R> {
+    pub(super) operators: Operators,
     pub(super) mutation_probability: f64,
-    pub(super) rng: &'a mut R,
-    pub(super) known: &'a mut HashSet<Key>,
+    pub(super) nursery: &'n mut Nursery<'a, R>,
 }
 
-impl<R: Rng> Breeder<'_, R> {
+impl<R: Rng> Breeder<'_, '_, R> {
     /// A new mutant of `parent`. Where the mutant is known already it is mutated again, so that the search can leave a
     /// neighbourhood of which it has seen everything. `None` where nothing new was found.
     pub(super) fn mutant(&mut self, parent: &Candidate) -> Option<Candidate> {
         let mut child = parent.clone();
         for _ in 0..MUTATION_TRIES {
-            mutate(self.space, self.mutation_probability, &mut child, self.rng);
-            if self.known.insert(child.key()) {
+            let Nursery { space, rng, .. } = &mut *self.nursery;
+            match self.operators {
+                Operators::Paper => mutate(space, self.mutation_probability, &mut child, *rng),
+                Operators::Released => released::mutate(space, self.mutation_probability, &mut child, *rng),
+            }
+            if self.admit(&child) {
                 return Some(child);
             }
         }
@@ -38,24 +42,35 @@ impl<R: Rng> Breeder<'_, R> {
     /// A new crossover of two parents with non-decreasing factors, or a new mutant of the `better` where some tries make
     /// none, as of parents that are very unlike each other.
     pub(super) fn crossover(&mut self, better: &Candidate, other: &Candidate) -> Option<Candidate> {
+        let mut child = better.clone();
         for _ in 0..CROSSOVER_TRIES {
-            let child = crossover(better, other, self.rng);
-            if child.factors.is_sorted() && self.known.insert(child.key()) {
+            match self.operators {
+                Operators::Paper => child = crossover(better, other, self.nursery.rng),
+                Operators::Released => released::cross(&mut child, other, self.nursery.rng),
+            }
+            if child.factors.is_sorted() && self.admit(&child) {
                 return Some(child);
             }
         }
         self.mutant(better)
     }
 
+    /// Whether `candidate` was not known until now. It is from now on.
+    fn admit(&mut self, candidate: &Candidate) -> bool {
+        let close = self.operators == Operators::Released
+            && self.nursery.known.iter().any(|key| released::is_close(candidate, key));
+        !close && self.nursery.admit(candidate)
+    }
+
     /// One of `items`, each as likely as another. `items` is not empty.
     pub(super) fn choose<'i, T>(&mut self, items: &'i [T]) -> &'i T {
-        &items[self.rng.random_range(0..items.len())]
+        &items[self.nursery.rng.random_range(0..items.len())]
     }
 
     /// Two different positions of a list of `length` (at least 2), the smaller first.
     pub(super) fn choose_two(&mut self, length: usize) -> (usize, usize) {
-        let first = self.rng.random_range(0..length);
-        let second = self.rng.random_range(0..length - 1);
+        let first = self.nursery.rng.random_range(0..length);
+        let second = self.nursery.rng.random_range(0..length - 1);
         let second = if second >= first { second + 1 } else { second };
         (first.min(second), first.max(second))
     }
@@ -94,23 +109,30 @@ fn crossover(a: &Candidate, b: &Candidate, rng: &mut impl Rng) -> Candidate {
     Candidate {
         factors: a.factors.iter().zip(&b.factors).map(|(&a, &b)| if either() { a } else { b }).collect(),
         first_tokens: if either() { a.first_tokens } else { b.first_tokens },
+        attention_factor: a.attention_factor,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
-    use super::super::settings::Settings;
+    use super::super::settings::Evolution;
     use super::*;
 
     fn candidate(factors: &[f64], first_tokens: u64) -> Candidate {
-        Candidate { factors: factors.to_vec(), first_tokens }
+        Candidate { factors: factors.to_vec(), first_tokens, attention_factor: None }
     }
 
     fn space(scale: f64, pairs: usize) -> Space {
-        Space::new(&Settings::default(), scale, pairs).unwrap()
+        Space::new(&Evolution::default().into(), scale, pairs).unwrap()
+    }
+
+    fn breeder<'n, 'a>(nursery: &'n mut Nursery<'a, ChaCha8Rng>) -> Breeder<'n, 'a, ChaCha8Rng> {
+        Breeder { operators: Operators::Paper, mutation_probability: 0.3, nursery }
     }
 
     fn rng() -> ChaCha8Rng {
@@ -166,9 +188,9 @@ mod tests {
 
     #[test]
     fn first_tokens_change_to_every_other_value_and_stay_where_the_gene_is_off() {
-        let mut settings = Settings { first_tokens: vec![0, 4, 16], ..Settings::default() };
+        let mut settings = Evolution { first_tokens: vec![0, 4, 16], ..Evolution::default() };
         let mut rng = rng();
-        let space = Space::new(&settings, 4.0, 1).unwrap();
+        let space = Space::new(&settings.clone().into(), 4.0, 1).unwrap();
         let mut counts = [0; 3];
         for _ in 0..10_000 {
             let mut child = candidate(&[2.0], 4);
@@ -181,13 +203,13 @@ mod tests {
         assert!((1300..1700).contains(&counts[2]), "{counts:?}");
 
         settings.first_tokens = vec![0, 4];
-        let space = Space::new(&settings, 4.0, 1).unwrap();
+        let space = Space::new(&settings.clone().into(), 4.0, 1).unwrap();
         let mut child = candidate(&[2.0], 4);
         mutate(&space, 1.0, &mut child, &mut rng);
         assert_eq!(child.first_tokens, 0);
 
         settings.first_tokens = vec![4];
-        let space = Space::new(&settings, 4.0, 1).unwrap();
+        let space = Space::new(&settings.clone().into(), 4.0, 1).unwrap();
         let mut child = candidate(&[2.0], 4);
         mutate(&space, 1.0, &mut child, &mut rng);
         assert_eq!(child.first_tokens, 4);
@@ -214,8 +236,9 @@ mod tests {
         space.first_tokens = vec![0];
         let (a, b) = (candidate(&[1.0, 1.25], 0), candidate(&[1.25, 1.25], 0));
         let mut known = HashSet::from([a.key(), b.key()]);
-        let mut breeder =
-            Breeder { space: &space, mutation_probability: 0.3, rng: &mut rng(), known: &mut known };
+        let mut rng = rng();
+        let mut nursery = Nursery { space: &space, rng: &mut rng, known: &mut known };
+        let mut breeder = breeder(&mut nursery);
         // Crossover can only give the parents back, so every child is a mutant.
         let mut made = 2;
         while let Some(child) = breeder.crossover(&a, &b) {
@@ -224,17 +247,14 @@ mod tests {
         }
         // Two non-decreasing factors out of 26 grid points.
         assert_eq!(made, 26 * 27 / 2);
-        assert_eq!(breeder.known.len(), made);
+        assert_eq!(nursery.known.len(), made);
     }
 
     #[test]
     fn two_choices_differ_and_cover_every_pair() {
-        let mut breeder = Breeder {
-            space: &space(4.0, 1),
-            mutation_probability: 0.3,
-            rng: &mut rng(),
-            known: &mut HashSet::new(),
-        };
+        let (space, mut rng, mut known) = (space(4.0, 1), rng(), HashSet::new());
+        let mut nursery = Nursery { space: &space, rng: &mut rng, known: &mut known };
+        let mut breeder = breeder(&mut nursery);
         let seen: HashSet<_> = (0..1000).map(|_| breeder.choose_two(4)).collect();
         assert_eq!(seen.len(), 6);
         assert!(seen.iter().all(|&(first, second)| first < second));

@@ -6,8 +6,6 @@ use crate::scaling::{Geometry, rescale};
 /// The paper's seeds: position interpolation, NTK-aware and YaRN (arXiv 2402.13753, Algorithm 1 and section 4.1), with
 /// every token interpolated. Their factors are exact, not rounded to the grid.
 ///
-/// The released code begins with a single seed instead, a ramp that is linear in the factor where YaRN's is linear in
-/// its reciprocal.
 pub fn paper_seeds(geometry: &Geometry, scale: f64) -> Vec<Candidate> {
     [
         rescale::linear(geometry, scale),
@@ -15,8 +13,20 @@ pub fn paper_seeds(geometry: &Geometry, scale: f64) -> Vec<Candidate> {
         rescale::yarn(geometry, scale, &rescale::YarnRamp::default()),
     ]
     .into_iter()
-    .map(|factors| Candidate { factors: without_rounding_dips(factors), first_tokens: 0 })
+    .map(|factors| Candidate {
+        factors: without_rounding_dips(factors),
+        first_tokens: 0,
+        attention_factor: None,
+    })
     .collect()
+}
+
+/// The seed of the released code: a ramp between YaRN's ends that is linear in the factor, where YaRN's is linear in its
+/// reciprocal.
+pub fn released_seeds(geometry: &Geometry, scale: f64) -> Vec<Candidate> {
+    let interpolation = rescale::YarnRamp::default().interpolation(geometry);
+    let factors = interpolation.into_iter().map(|share| scale * share + (1.0 - share)).collect();
+    vec![Candidate { factors: without_rounding_dips(factors), first_tokens: 0, attention_factor: None }]
 }
 
 /// The methods are non-decreasing from 1 up, but for the last bits of their rounding, which the search would refuse.
@@ -49,6 +59,17 @@ mod tests {
         assert!(seeds[2].factors[21] > 1.0 && seeds[2].factors[45] < 8.0);
         assert_eq!(seeds[2].factors[46..], [8.0; 18]);
         assert!(seeds.iter().all(|seed| seed.first_tokens == 0));
+    }
+
+    #[test]
+    fn the_released_seed_is_linear_in_the_factor() {
+        let geometry = Geometry::new(128, 128, 1e4, 4096).unwrap();
+        let seeds = released_seeds(&geometry, 8.0);
+        assert_eq!(seeds.len(), 1);
+        let factors = &seeds[0].factors;
+        // The ramp from pair 20 to pair 46, as YaRN's.
+        assert_eq!((factors[20], factors[46]), (1.0, 8.0));
+        assert!((factors[33] - 4.5).abs() < 1e-12 && (factors[22] - factors[21] - 7.0 / 26.0).abs() < 1e-12);
     }
 
     #[test]

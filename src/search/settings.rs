@@ -1,19 +1,20 @@
-//! The hyper-parameters of the search.
+//! The hyper-parameters of the evolutionary search.
 
 use serde::{Deserialize, Serialize};
 
 use super::error::SearchError;
 
 /// More evaluations than this are refused: a search holds every candidate it has evaluated.
-const MAXIMUM_EVALUATIONS: usize = 1_000_000;
+pub(super) const MAXIMUM_EVALUATIONS: usize = 1_000_000;
 
-/// The hyper-parameters of the search. [`Settings::default`] is the paper's choice for targets of up to 256k tokens
-/// (arXiv 2402.13753, section 4.1 and Table 4), [`Settings::halved`] that for targets above 512k.
+/// The evolutionary search of LongRoPE (arXiv 2402.13753, Algorithm 1), and its hyper-parameters. [`Evolution::default`] is the paper's choice for targets of up to 256k tokens
+/// (section 4.1 and Table 4), [`Evolution::halved`] that for targets above 512k, [`Evolution::released`] that of the
+/// authors' code.
 ///
 /// Read from JSON, an absent field takes its default and an unknown one is an error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Settings {
+pub struct Evolution {
     /// Individuals of the initial population: the seeds, and mutants of them (P). 64.
     pub population: usize,
     /// Mutants made in each iteration (N1). 16.
@@ -28,18 +29,32 @@ pub struct Settings {
     pub mutation_probability: f64,
     /// The smallest factor. 1.0.
     pub minimum: f64,
-    /// The largest factor, as a multiple of the scale. 1.25.
+    /// The largest factor, as a multiple of the scale. 1.25. Of [`Operators::Paper`] alone: the released code's largest
+    /// factor is the scale plus 1.
     pub maximum_ratio: f64,
-    /// Mutated factors are multiples of this. 0.01.
+    /// The grid of mutated factors: multiples of this ([`Operators::Paper`]), or so many of it above the factor to the
+    /// left ([`Operators::Released`]). 0.01.
     pub step: f64,
     /// Allowed numbers of first tokens left un-interpolated (n-hat). `[0]` switches the gene off: the model
     /// configurations of Hugging Face, vLLM and llama.cpp have no field for it.
     pub first_tokens: Vec<u64>,
     /// Seed of the random stream. Equal settings, scale, seeds and values give equal searches on every platform. 0.
     pub seed: u64,
+    /// How mutants and crossovers are made. [`Operators::Paper`].
+    pub operators: Operators,
 }
 
-impl Default for Settings {
+/// How mutants and crossovers are made, and within which bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operators {
+    /// As the paper has it; what it leaves open is told in the [module's documentation](super#paper-and-released-code).
+    Paper,
+    /// As in the code that the authors released (`evolution/` of microsoft/LongRoPE).
+    Released,
+}
+
+impl Default for Evolution {
     fn default() -> Self {
         Self {
             population: 64,
@@ -53,11 +68,18 @@ impl Default for Settings {
             step: 0.01,
             first_tokens: vec![0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256],
             seed: 0,
+            operators: Operators::Paper,
         }
     }
 }
 
-impl Settings {
+impl Evolution {
+    /// The released code's search: its operators, and no first tokens. Its sizes are those of the paper, its seed is
+    /// [`released_seeds`](super::released_seeds).
+    pub fn released() -> Self {
+        Self { first_tokens: vec![0], operators: Operators::Released, ..Self::default() }
+    }
+
     /// The same with half the population, mutations and crossovers (at least 1 of each that was not 0), as the paper
     /// does for targets above 512k tokens. Parents and iterations stay.
     pub fn halved(self) -> Self {
@@ -111,35 +133,20 @@ impl Settings {
                 "a number above 0 and up to 1",
             ));
         }
-        for (name, found) in
-            [("minimum", self.minimum), ("maximum_ratio", self.maximum_ratio), ("step", self.step)]
-        {
-            if !(found.is_finite() && found > 0.0) {
-                return Err(SearchError::invalid(name, found, "a finite number above 0"));
-            }
-        }
-        if self.first_tokens.is_empty() {
+        super::optimiser::validate_space(self.minimum, self.maximum_ratio, self.step, &self.first_tokens)?;
+        if self.operators == Operators::Released && self.first_tokens.len() > 1 {
             return Err(SearchError::invalid(
                 "first_tokens",
-                "[]",
-                "at least one allowed value; [0] switches the gene off",
+                format!("{:?}", self.first_tokens),
+                "a single allowed value: the released operators leave it alone",
             ));
         }
-        let mut sorted = self.first_tokens.clone();
-        sorted.sort_unstable();
-        match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(SearchError::invalid(
-                "first_tokens",
-                format!("{} twice", pair[0]),
-                "each allowed value once",
-            )),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Every field with its value, to name the one in which two settings differ.
-    pub(super) fn fields(&self) -> [(&'static str, String); 11] {
-        [
+    pub(super) fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![
             ("population", self.population.to_string()),
             ("mutations", self.mutations.to_string()),
             ("crossovers", self.crossovers.to_string()),
@@ -151,6 +158,7 @@ impl Settings {
             ("step", self.step.to_string()),
             ("first_tokens", format!("{:?}", self.first_tokens)),
             ("seed", self.seed.to_string()),
+            ("operators", format!("{:?}", self.operators).to_lowercase()),
         ]
     }
 }

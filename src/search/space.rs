@@ -4,25 +4,28 @@ use rand::{Rng, RngExt};
 
 use super::candidate::Candidate;
 use super::error::SearchError;
-use super::settings::Settings;
+use super::optimiser::Optimiser;
 
 /// Grid points are told apart by their index, which has to stay far below the 2^53 that f64 counts exactly.
 const MAXIMUM_POINTS: f64 = 4_294_967_296.0;
 
 /// The legal candidates (arXiv 2402.13753, Table 4): `pairs` non-decreasing factors within `[minimum, maximum]`, and an
-/// allowed number of first tokens.
+/// allowed number of first tokens. Where the attention factor is searched too, it has bounds of its own.
 #[derive(Debug, Clone)]
 pub(super) struct Space {
     pub(super) pairs: usize,
     pub(super) minimum: f64,
     pub(super) maximum: f64,
     pub(super) first_tokens: Vec<u64>,
+    /// Bounds of the attention factor, or `None` where no candidate has one.
+    pub(super) attention_factor: Option<(f64, f64)>,
+    pub(super) step: f64,
     grid: Grid,
 }
 
 impl Space {
-    /// The space of valid `settings` for `pairs` factors at `scale`.
-    pub(super) fn new(settings: &Settings, scale: f64, pairs: usize) -> Result<Self, SearchError> {
+    /// The space of a valid `optimiser` for `pairs` factors at `scale`.
+    pub(super) fn new(optimiser: &Optimiser, scale: f64, pairs: usize) -> Result<Self, SearchError> {
         if !(scale.is_finite() && scale >= 1.0) {
             return Err(SearchError::invalid(
                 "scale",
@@ -30,37 +33,56 @@ impl Space {
                 "a finite number of at least 1 (target length / original length)",
             ));
         }
-        let minimum = settings.minimum;
-        let maximum = settings.maximum_ratio * scale;
+        let (minimum, step) = (optimiser.minimum(), optimiser.step());
+        let maximum = optimiser.maximum(scale);
         if !(maximum.is_finite() && maximum >= minimum) {
             return Err(SearchError::invalid(
                 "maximum_ratio",
-                settings.maximum_ratio,
+                optimiser.maximum_ratio(),
                 format!("maximum_ratio * scale ({scale}) to be at least minimum ({minimum})"),
             ));
         }
-        if maximum / settings.step > MAXIMUM_POINTS {
+        if maximum / step > MAXIMUM_POINTS {
             return Err(SearchError::invalid(
                 "step",
-                settings.step,
+                step,
                 format!("at least maximum_ratio * scale / 2^32 ({:e})", maximum / MAXIMUM_POINTS),
             ));
         }
-        let grid = Grid::new(settings.step);
+        let grid = Grid::new(step);
         if grid.between(minimum, maximum).is_none() {
             return Err(SearchError::invalid(
                 "step",
-                settings.step,
+                step,
                 format!("a multiple of it to lie within [{minimum}, {maximum}]"),
             ));
         }
-        Ok(Self { pairs, minimum, maximum, first_tokens: settings.first_tokens.clone(), grid })
+        Ok(Self {
+            pairs,
+            minimum,
+            maximum,
+            first_tokens: optimiser.first_tokens().to_vec(),
+            attention_factor: optimiser.attention_factor_bounds(),
+            step,
+            grid,
+        })
     }
 
     /// A grid point of `[low, high]`, each as likely as another, or `None` where there is none.
     pub(super) fn draw(&self, low: f64, high: f64, rng: &mut impl Rng) -> Option<f64> {
         let (first, last) = self.grid.between(low, high)?;
         Some(self.grid.point(rng.random_range(first..=last)))
+    }
+
+    /// The grid point nearest to `value`, or the nearest within the bounds.
+    pub(super) fn nearest(&self, value: f64) -> f64 {
+        let value = value.clamp(self.minimum, self.maximum);
+        let point = self.grid.point((value / self.step).round() as u64);
+        match point {
+            point if point < self.minimum => self.minimum,
+            point if point > self.maximum => self.maximum,
+            point => point,
+        }
     }
 
     /// Whether `candidate`, which the caller knows as `name`, is legal.
@@ -97,7 +119,21 @@ impl Space {
                 "one of the values that settings.first_tokens allows",
             ));
         }
-        Ok(())
+        match (candidate.attention_factor, self.attention_factor) {
+            (Some(found), None) => Err(SearchError::invalid(
+                format!("{name}.attention_factor"),
+                found,
+                "none: these settings do not search it",
+            )),
+            (Some(found), Some((low, high))) if !(found >= low && found <= high) => {
+                Err(SearchError::invalid(
+                    format!("{name}.attention_factor"),
+                    found,
+                    format!("a number within [{low}, {high}]"),
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! What is refused, and in which words.
 
-use longrope::search::{Candidate, Search, Settings};
+use longrope::search::{Candidate, CmaEs, Evolution, Search};
 
 use super::{candidate, factors_only, seeds, small};
 
-fn refusal(settings: Settings) -> String {
+fn refusal(settings: Evolution) -> String {
     let error = settings.validate().unwrap_err();
     let again = Search::new(settings, 4.0, seeds(4, 4.0)).unwrap_err();
     assert_eq!(error, again);
@@ -13,57 +13,114 @@ fn refusal(settings: Settings) -> String {
 
 #[test]
 fn settings_out_of_range_are_named() {
-    let default = Settings::default;
+    let default = Evolution::default;
     let cases = [
-        (Settings { population: 0, ..default() }, "population: 0 is not valid; expected at least 1"),
+        (Evolution { population: 0, ..default() }, "population: 0 is not valid; expected at least 1"),
         (
-            Settings { mutations: 0, crossovers: 0, ..default() },
+            Evolution { mutations: 0, crossovers: 0, ..default() },
             "mutations: 0 is not valid; expected at least 1 where crossovers is 0",
         ),
         (
-            Settings { parents: 1, ..default() },
+            Evolution { parents: 1, ..default() },
             "parents: 1 is not valid; expected at least 2 where crossovers is not 0",
         ),
-        (Settings { parents: 0, crossovers: 0, ..default() }, "parents: 0 is not valid; expected at least 1"),
         (
-            Settings { iterations: 100_000, ..default() },
+            Evolution { parents: 0, crossovers: 0, ..default() },
+            "parents: 0 is not valid; expected at least 1",
+        ),
+        (
+            Evolution { iterations: 100_000, ..default() },
             "population + iterations * (mutations + crossovers): 3200064 is not valid; expected at most 1000000 evaluations",
         ),
         (
-            Settings { mutation_probability: 0.0, ..default() },
+            Evolution { mutation_probability: 0.0, ..default() },
             "mutation_probability: 0 is not valid; expected a number above 0 and up to 1",
         ),
         (
-            Settings { mutation_probability: f64::NAN, ..default() },
+            Evolution { mutation_probability: f64::NAN, ..default() },
             "mutation_probability: NaN is not valid; expected a number above 0 and up to 1",
         ),
         (
-            Settings { minimum: -1.0, ..default() },
+            Evolution { minimum: -1.0, ..default() },
             "minimum: -1 is not valid; expected a finite number above 0",
         ),
         (
-            Settings { maximum_ratio: f64::INFINITY, ..default() },
+            Evolution { maximum_ratio: f64::INFINITY, ..default() },
             "maximum_ratio: inf is not valid; expected a finite number above 0",
         ),
-        (Settings { step: 0.0, ..default() }, "step: 0 is not valid; expected a finite number above 0"),
+        (Evolution { step: 0.0, ..default() }, "step: 0 is not valid; expected a finite number above 0"),
         (
-            Settings { first_tokens: vec![], ..default() },
+            Evolution { first_tokens: vec![], ..default() },
             "first_tokens: [] is not valid; expected at least one allowed value; [0] switches the gene off",
         ),
         (
-            Settings { first_tokens: vec![4, 0, 4], ..default() },
+            Evolution { first_tokens: vec![4, 0, 4], ..default() },
             "first_tokens: 4 twice is not valid; expected each allowed value once",
         ),
     ];
     for (settings, message) in cases {
         assert_eq!(refusal(settings), message);
     }
-    let huge = Settings { iterations: usize::MAX, mutations: usize::MAX, ..default() };
+    let huge = Evolution { iterations: usize::MAX, mutations: usize::MAX, ..default() };
     assert!(refusal(huge).ends_with("expected at most 1000000 evaluations"));
 }
 
-fn message(settings: Settings, scale: f64, seeds: Vec<Candidate>) -> String {
+fn message(settings: Evolution, scale: f64, seeds: Vec<Candidate>) -> String {
     Search::new(settings, scale, seeds).unwrap_err().to_string()
+}
+
+#[test]
+fn settings_of_cma_es_out_of_range_are_named() {
+    let default = CmaEs::default;
+    let cases = [
+        (CmaEs { evaluations: 0, ..default() }, "evaluations: 0 is not valid; expected 1 to 1000000"),
+        (CmaEs { evaluations: 2_000_000, ..default() }, "evaluations: 2000000 is not valid"),
+        (
+            CmaEs { step_size: 0.0, ..default() },
+            "step_size: 0 is not valid; expected a number above 0 and up to 10",
+        ),
+        (CmaEs { step_size: f64::NAN, ..default() }, "step_size: NaN is not valid"),
+        (CmaEs { minimum: 0.0, ..default() }, "minimum: 0 is not valid; expected a finite number above 0"),
+        (CmaEs { step: f64::NAN, ..default() }, "step: NaN is not valid; expected a finite number above 0"),
+        (CmaEs { first_tokens: vec![], ..default() }, "first_tokens: [] is not valid"),
+        (CmaEs { first_tokens: vec![1, 1], ..default() }, "first_tokens: 1 twice is not valid"),
+        (
+            CmaEs { attention_factor: Some(0.0), ..default() },
+            "attention_factor: 0 is not valid; expected a number within [0.001, 1000]",
+        ),
+    ];
+    for (settings, message) in cases {
+        let error = settings.validate().unwrap_err();
+        assert_eq!(Search::new(settings, 4.0, seeds(4, 4.0)).unwrap_err(), error);
+        assert!(error.to_string().starts_with(message), "{error}");
+    }
+    let few = Search::new(CmaEs { evaluations: 2, ..default() }, 4.0, seeds(4, 4.0)).unwrap_err();
+    assert_eq!(few.to_string(), "seeds: 3 seeds is not valid; expected at most evaluations (2)");
+}
+
+#[test]
+fn the_released_operators_search_no_first_tokens() {
+    assert_eq!(Evolution::released().validate(), Ok(()));
+    let settings = Evolution { first_tokens: vec![0, 4], ..Evolution::released() };
+    assert_eq!(
+        refusal(settings),
+        "first_tokens: [0, 4] is not valid; expected a single allowed value: the released operators leave it alone"
+    );
+}
+
+#[test]
+fn an_attention_factor_is_legal_where_it_is_searched() {
+    let with = |found: f64| vec![Candidate { attention_factor: Some(found), ..candidate(&[1.0, 4.0], 0) }];
+    assert_eq!(
+        message(factors_only(), 4.0, with(1.2)),
+        "seeds[0].attention_factor: 1.2 is not valid; expected none: these settings do not search it"
+    );
+    let searched = || CmaEs { attention_factor: Some(1.25), ..CmaEs::default() };
+    assert!(Search::new(searched(), 4.0, with(2.5)).is_ok());
+    assert_eq!(
+        Search::new(searched(), 4.0, with(2.6)).unwrap_err().to_string(),
+        "seeds[0].attention_factor: 2.6 is not valid; expected a number within [0.625, 2.5]"
+    );
 }
 
 #[test]
@@ -78,18 +135,18 @@ fn scale_and_bounds_that_leave_no_space_are_named() {
         );
     }
     assert_eq!(
-        message(Settings { minimum: 6.0, ..small() }, 4.0, seeds()),
+        message(Evolution { minimum: 6.0, ..small() }, 4.0, seeds()),
         "maximum_ratio: 1.25 is not valid; expected maximum_ratio * scale (4) to be at least minimum (6)"
     );
     assert_eq!(
-        message(Settings { step: 3.0, minimum: 4.0, ..small() }, 4.0, seeds()),
+        message(Evolution { step: 3.0, minimum: 4.0, ..small() }, 4.0, seeds()),
         "step: 3 is not valid; expected a multiple of it to lie within [4, 5]"
     );
-    let tiny = message(Settings { step: 1e-12, ..small() }, 4.0, seeds());
+    let tiny = message(Evolution { step: 1e-12, ..small() }, 4.0, seeds());
     assert!(tiny.starts_with("step: 0.000000000001 is not valid; expected at least"), "{tiny}");
-    assert!(message(Settings { step: 1e300, ..small() }, 4.0, seeds()).starts_with("step: "));
+    assert!(message(Evolution { step: 1e300, ..small() }, 4.0, seeds()).starts_with("step: "));
     assert!(
-        message(Settings { maximum_ratio: 1e308, ..small() }, 1e308, seeds()).starts_with("maximum_ratio: ")
+        message(Evolution { maximum_ratio: 1e308, ..small() }, 1e308, seeds()).starts_with("maximum_ratio: ")
     );
 }
 
@@ -131,7 +188,7 @@ fn seeds_that_cannot_be_used_are_named() {
         "seeds: seeds[0] without factors is not valid; expected at least one candidate, with a factor for each pair"
     );
     assert_eq!(
-        message(Settings { population: 2, ..small() }, 4.0, seeds(4, 4.0)),
+        message(Evolution { population: 2, ..small() }, 4.0, seeds(4, 4.0)),
         "seeds: 3 seeds is not valid; expected at most population (2)"
     );
 }
@@ -148,10 +205,10 @@ fn the_papers_seeds_are_legal_for_every_geometry_and_scale() {
 
 #[test]
 fn settings_are_read_with_the_papers_defaults() {
-    let settings: Settings = serde_json::from_str(r#"{"population": 8, "first_tokens": [0]}"#).unwrap();
-    assert_eq!(settings, Settings { population: 8, ..factors_only() });
-    let error = serde_json::from_str::<Settings>(r#"{"populaton": 8}"#).unwrap_err().to_string();
+    let settings: Evolution = serde_json::from_str(r#"{"population": 8, "first_tokens": [0]}"#).unwrap();
+    assert_eq!(settings, Evolution { population: 8, ..factors_only() });
+    let error = serde_json::from_str::<Evolution>(r#"{"populaton": 8}"#).unwrap_err().to_string();
     assert!(error.contains("unknown field `populaton`, expected one of `population`"), "{error}");
-    let text = serde_json::to_string(&Settings::default()).unwrap();
-    assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), Settings::default());
+    let text = serde_json::to_string(&Evolution::default()).unwrap();
+    assert_eq!(serde_json::from_str::<Evolution>(&text).unwrap(), Evolution::default());
 }

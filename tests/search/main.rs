@@ -1,8 +1,10 @@
-//! The evolutionary search, by its public interface.
+//! The search, by its public interface.
 
 mod arguments;
+mod cma_es;
 mod properties;
 mod quality;
+mod released;
 mod resume;
 mod stepwise;
 
@@ -10,16 +12,23 @@ use std::convert::Infallible;
 use std::ops::ControlFlow;
 
 use longrope::scaling::Geometry;
-use longrope::search::{Candidate, Outcome, Search, Settings, paper_seeds};
+use longrope::search::{Candidate, Evolution, Outcome, Search, paper_seeds};
 
 /// The paper's settings without the gene of the first tokens.
-fn factors_only() -> Settings {
-    Settings { first_tokens: vec![0], ..Settings::default() }
+fn factors_only() -> Evolution {
+    Evolution { first_tokens: vec![0], ..Evolution::default() }
 }
 
-/// Settings whose search takes 12 + 5 * 7 = 47 evaluations.
-fn small() -> Settings {
-    Settings { population: 12, mutations: 4, crossovers: 3, parents: 5, iterations: 5, ..Settings::default() }
+/// Evolution whose search takes 12 + 5 * 7 = 47 evaluations.
+fn small() -> Evolution {
+    Evolution {
+        population: 12,
+        mutations: 4,
+        crossovers: 3,
+        parents: 5,
+        iterations: 5,
+        ..Evolution::default()
+    }
 }
 
 /// The paper's seeds for a model of `pairs` pairs.
@@ -29,7 +38,7 @@ fn seeds(pairs: usize, scale: f64) -> Vec<Candidate> {
 }
 
 fn candidate(factors: &[f64], first_tokens: u64) -> Candidate {
-    Candidate { factors: factors.to_vec(), first_tokens }
+    Candidate { factors: factors.to_vec(), first_tokens, attention_factor: None }
 }
 
 /// A separable objective: the sum of squared relative distances from `wanted`, and a penalty for other than 8 first

@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 
-use longrope::search::{Search, Settings};
+use longrope::search::{Evolution, Operators, Search};
 use proptest::prelude::*;
 
 use super::{distance, logistic_rise, seeds};
 
 prop_compose! {
-    /// Settings of a search of at most some hundred evaluations.
+    /// Evolution of a search of at most some hundred evaluations.
     fn settings()(
         population in 3usize..40,
         mutations in 1usize..10,
@@ -20,10 +20,10 @@ prop_compose! {
         step in prop_oneof![Just(0.01), Just(0.05), Just(0.25), Just(0.3), 0.001..0.5],
         first_tokens in prop_oneof![Just(vec![0]), Just(vec![0, 1, 2, 4]), Just(vec![64, 0, 8])],
         seed in any::<u64>(),
-    ) -> Settings {
-        Settings {
+    ) -> Evolution {
+        Evolution {
             population, mutations, crossovers, parents, iterations, mutation_probability,
-            minimum: 1.0, maximum_ratio, step, first_tokens, seed,
+            minimum: 1.0, maximum_ratio, step, first_tokens, seed, operators: Operators::Paper,
         }
     }
 }

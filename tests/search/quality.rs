@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::ops::ControlFlow;
 
-use longrope::search::{Candidate, Search, Settings};
+use longrope::search::{Candidate, Evolution, Search};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -15,7 +15,7 @@ fn random_sampling(wanted: &[f64], maximum: f64, seed: u64) -> f64 {
     let mut sample = || {
         let mut factors: Vec<f64> = wanted.iter().map(|_| rng.random_range(1.0..=maximum)).collect();
         factors.sort_by(f64::total_cmp);
-        distance(wanted, &Candidate { factors, first_tokens: 8 })
+        distance(wanted, &Candidate { factors, first_tokens: 8, attention_factor: None })
     };
     (0..1344).map(|_| sample()).fold(f64::INFINITY, f64::min)
 }
@@ -25,7 +25,7 @@ fn it_beats_its_seeds_and_random_sampling_by_far() {
     for scale in [4.0, 8.0, 16.0] {
         let wanted = logistic_rise(64, scale);
         for seed in 0..4 {
-            let settings = Settings { seed, ..Settings::default() };
+            let settings = Evolution { seed, ..Evolution::default() };
             let mut search = Search::new(settings, scale, seeds(64, scale)).unwrap();
             finish(&mut search, &wanted);
             let found = search.best().unwrap().value;
@@ -41,7 +41,7 @@ fn it_beats_its_seeds_and_random_sampling_by_far() {
 fn it_comes_close_to_the_optimum_of_a_small_problem() {
     let wanted = logistic_rise(6, 4.0);
     for seed in 0..4 {
-        let settings = Settings { seed, ..factors_only() };
+        let settings = Evolution { seed, ..factors_only() };
         let mut search = Search::new(settings, 4.0, seeds(6, 4.0)).unwrap();
         finish(&mut search, &wanted);
         let best = search.best().unwrap();
@@ -55,7 +55,7 @@ fn it_comes_close_to_the_optimum_of_a_small_problem() {
 fn the_number_of_first_tokens_reaches_its_optimum() {
     let wanted = logistic_rise(16, 4.0);
     for seed in 0..4 {
-        let settings = Settings { seed, ..Settings::default() };
+        let settings = Evolution { seed, ..Evolution::default() };
         let mut search = Search::new(settings, 4.0, seeds(16, 4.0)).unwrap();
         finish(&mut search, &wanted);
         assert_eq!(search.best().unwrap().candidate.first_tokens, 8, "seed {seed}");
@@ -65,7 +65,7 @@ fn the_number_of_first_tokens_reaches_its_optimum() {
 #[test]
 fn the_best_never_gets_worse() {
     let wanted = logistic_rise(16, 8.0);
-    let mut search = Search::new(Settings::default(), 8.0, seeds(16, 8.0)).unwrap();
+    let mut search = Search::new(Evolution::default(), 8.0, seeds(16, 8.0)).unwrap();
     let mut lowest = f64::INFINITY;
     search
         .run(&mut |candidate: &Candidate| Ok::<_, Infallible>(distance(&wanted, candidate)), |search| {

@@ -1,6 +1,6 @@
 //! Leaving a search and taking it up.
 
-use longrope::search::{Candidate, Checkpoint, Search, Settings};
+use longrope::search::{Candidate, Checkpoint, CmaEs, Evolution, Search};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -63,7 +63,7 @@ proptest! {
         cuts in prop::collection::vec(any::<bool>(), 47),
     ) {
         let wanted = logistic_rise(pairs, scale);
-        let settings = Settings { seed, mutation_probability, ..small() };
+        let settings = Evolution { seed, mutation_probability, ..small() };
         let mut search = Search::new(settings, scale, seeds(pairs, scale)).unwrap();
         let unbroken = end(search.clone(), &wanted);
         for cut in cuts {
@@ -81,7 +81,7 @@ proptest! {
 
 #[test]
 fn a_search_that_ended_early_stays_at_its_end() {
-    let settings = Settings { first_tokens: vec![0], ..small() };
+    let settings = Evolution { first_tokens: vec![0], ..small() };
     let mut search = Search::new(settings, 1.0, seeds(1, 1.0)).unwrap();
     finish(&mut search, &[1.1]);
     assert_eq!(search.evaluations(), 26);
@@ -117,7 +117,14 @@ fn checkpoint() -> Value {
 /// What is said of the checkpoint with the entry at `pointer` replaced.
 fn refusal(pointer: &str, entry: Value) -> String {
     let mut value = checkpoint();
-    *value.pointer_mut(pointer).unwrap() = entry;
+    match value.pointer_mut(pointer) {
+        Some(place) => *place = entry,
+        // The attention factor is absent where it is not searched.
+        None => {
+            let (parent, name) = pointer.rsplit_once('/').unwrap();
+            value.pointer_mut(parent).unwrap()[name] = entry;
+        }
+    }
     match serde_json::from_str::<Checkpoint>(&value.to_string()) {
         Ok(checkpoint) => Search::resume(checkpoint).unwrap_err().to_string(),
         Err(error) => error.to_string(),
@@ -127,45 +134,43 @@ fn refusal(pointer: &str, entry: Value) -> String {
 #[test]
 fn a_damaged_checkpoint_is_refused_with_its_place() {
     assert!(Search::resume(serde_json::from_value(checkpoint()).unwrap()).is_ok());
-    let other = json!({"factors": [1.0, 1.0, 1.0, 1.11], "first_tokens": 0});
     let first = checkpoint().pointer("/history/5/candidate").unwrap().clone();
+    let another =
+        "is not valid; expected the one that the search of these settings makes after the values before it";
+    let fourth = &format!("history[4].candidate: another candidate {another}");
     let cases = [
-        ("/version", json!(2), "checkpoint format version 1, which this release reads"),
-        ("/version", json!("1"), "expected u64"),
-        ("/settings/population", json!(0), "population: 0 is not valid"),
-        ("/settings/population", json!(-1), "expected usize"),
-        ("/settings/mutations", json!(u64::MAX), "at most 1000000 evaluations"),
-        ("/settings/mutations", json!(3), "history and pending: 7 or more candidates of iteration 1"),
-        ("/settings/iterations", json!(1), "at most settings.iterations (1)"),
+        ("/version", json!(1), "checkpoint format version 2, which this release reads"),
+        ("/version", json!("2"), "expected u64"),
+        ("/optimiser", json!("evolution"), "invalid type: unit variant, expected newtype variant"),
+        ("/optimiser", json!({"annealing": {}}), "unknown variant `annealing`"),
+        ("/optimiser/evolution/population", json!(0), "population: 0 is not valid"),
+        ("/optimiser/evolution/population", json!(-1), "expected usize"),
+        ("/optimiser/evolution/population", json!(11), "history[11].iteration: 0 is not valid; expected 1"),
+        ("/optimiser/evolution/mutations", json!(u64::MAX), "at most 1000000 evaluations"),
+        ("/optimiser/evolution/mutations", json!(3), "history[15].candidate: another candidate"),
+        (
+            "/optimiser/evolution/iterations",
+            json!(1),
+            "expected the end after 19: the search of these settings",
+        ),
+        ("/optimiser/evolution/seed", json!(1), "history[3].candidate: another candidate"),
         ("/scale", json!(0.0), "scale: 0 is not valid"),
-        ("/scale", Value::Null, "expected f64"),
         ("/scale", json!(2.0), "seeds[0].factors[0]: 4 is not valid; expected a number within [1, 2.5]"),
         ("/seeds", json!([]), "seeds: no seed is not valid"),
         ("/seeds/0/factors", json!([4.0]), "seeds[1].factors: 4 factors is not valid; expected 1"),
-        ("/seeds/1", other.clone(), "history[1].candidate: no seed is not valid; expected seeds[1]"),
-        ("/rng/seed", json!([1, 2]), "expected an array of length 32"),
-        ("/iteration", json!(1), "iteration: 1 is not valid; expected 2 or 3"),
-        ("/iteration", json!(4), "iteration: 4 is not valid; expected 2 or 3"),
-        ("/iteration", json!(u64::MAX), "iteration: 18446744073709551615 is not valid"),
-        ("/history/0/iteration", json!(1), "history[0].iteration: 1 is not valid; expected 0, the first"),
-        ("/history/9/iteration", json!(1), "history[10].iteration: 0 is not valid; expected 1 or 2"),
-        ("/history/20/iteration", json!(3), "history[21].iteration: 2 is not valid; expected 3 or 4"),
+        ("/seeds/1/factors/3", json!(4.5), "history[1].candidate: another candidate"),
+        ("/history/0/iteration", json!(1), "history[0].iteration: 1 is not valid; expected 0"),
+        ("/history/20/iteration", json!(3), "history[20].iteration: 3 is not valid; expected 2"),
         ("/history/3/value", Value::Null, r#"expected a number, "NaN", "Infinity" or "-Infinity""#),
         ("/history/3/value", json!("nan"), r#"expected a number, "NaN", "Infinity" or "-Infinity""#),
+        // The children of another best are others.
+        ("/history/9/value", json!(-1), "history[12].candidate: another candidate"),
         ("/history/4/candidate/factors/2", Value::Null, "expected f64"),
-        ("/history/4/candidate/factors/3", json!(5.01), "history[4].candidate.factors[3]: 5.01 is not valid"),
-        (
-            "/history/4/candidate/factors",
-            json!([1, 3, 2, 4]),
-            "history[4].candidate.factors[2]: 2 is not valid",
-        ),
-        ("/history/4/candidate/factors", json!([]), "history[4].candidate.factors: 0 factors is not valid"),
-        ("/history/4/candidate/first_tokens", json!(3), "history[4].candidate.first_tokens: 3 is not valid"),
-        ("/history/8/candidate", first.clone(), "history[8].candidate: a repetition is not valid"),
-        ("/pending/1", first, "pending[1]: a repetition is not valid"),
-        ("/pending/0/factors", json!([1, 3, 2, 4]), "pending[0].factors[2]: 2 is not valid"),
-        ("/pending", json!([other.clone(), other]), "pending[1]: a repetition is not valid"),
-        ("/history", json!([]), "iteration: 2 is not valid; expected 0, the first"),
+        ("/history/4/candidate/factors/3", json!(5.01), fourth),
+        ("/history/4/candidate/factors", json!([]), fourth),
+        ("/history/4/candidate/first_tokens", json!(3), fourth),
+        ("/history/4/candidate/attention_factor", json!(1.1), fourth),
+        ("/history/8/candidate", first, "history[8].candidate: another candidate"),
     ];
     for (pointer, entry, expected) in cases {
         let message = refusal(pointer, entry.clone());
@@ -176,25 +181,17 @@ fn a_damaged_checkpoint_is_refused_with_its_place() {
 #[test]
 fn text_that_is_no_checkpoint_is_refused() {
     let read = |text: &str| serde_json::from_str::<Checkpoint>(text).unwrap_err().to_string();
-    // A later format may differ in everything: its version is what is said.
-    assert!(
-        read(r#"{"version": 7, "islands": []}"#)
-            .contains("integer `7`, expected checkpoint format version 1")
-    );
+    // Another format may differ in everything: its version is what is said.
+    for other in [r#"{"version": 7, "islands": []}"#, r#"{"version": 1, "settings": {}}"#] {
+        assert!(read(other).contains("expected checkpoint format version 2, which this release reads"));
+    }
     assert!(read("{}").contains("missing field `version`"));
-    assert!(read(r#"{"version": 1, "islands": []}"#).contains("unknown field `islands`"));
+    assert!(read(r#"{"version": 2, "islands": []}"#).contains("unknown field `islands`"));
     let whole = checkpoint().to_string();
     assert!(read(&whole[..whole.len() / 2]).contains("EOF"));
     let huge = whole.replacen("\"value\":0.0", "\"value\":1e999", 1);
     assert_ne!(huge, whole);
     assert!(read(&huge).contains("out of range"));
-
-    let mut empty = checkpoint();
-    empty["history"] = json!([]);
-    empty["pending"] = json!([]);
-    empty["iteration"] = json!(0);
-    let error = Search::resume(serde_json::from_value(empty).unwrap()).unwrap_err().to_string();
-    assert!(error.starts_with("history and pending: no seed is not valid"), "{error}");
 }
 
 proptest! {
@@ -242,20 +239,22 @@ proptest! {
 fn a_checkpoint_of_another_search_is_told_apart() {
     let begun = seeds(4, 4.0);
     let checkpoint = Search::new(small(), 4.0, begun.clone()).unwrap().checkpoint();
-    assert_eq!(checkpoint.settings(), &small());
-    assert_eq!(checkpoint.check_arguments(&small(), 4.0, &begun), Ok(()));
-    let message = |settings: Settings, scale, seeds: &[Candidate]| {
-        checkpoint.check_arguments(&settings, scale, seeds).unwrap_err().to_string()
+    assert_eq!(checkpoint.optimiser(), &small().into());
+    assert_eq!(checkpoint.check_arguments(&small().into(), 4.0, &begun), Ok(()));
+    let message = |settings: Evolution, scale, seeds: &[Candidate]| {
+        checkpoint.check_arguments(&settings.into(), scale, seeds).unwrap_err().to_string()
     };
     assert_eq!(
-        message(Settings { step: 0.02, ..small() }, 4.0, &begun),
+        message(Evolution { step: 0.02, ..small() }, 4.0, &begun),
         "settings.step: 0.01 is not valid; expected 0.02, with which the checkpoint is to be resumed"
     );
     assert_eq!(
-        message(Settings { first_tokens: vec![0], seed: 3, ..small() }, 4.0, &begun),
+        message(Evolution { first_tokens: vec![0], seed: 3, ..small() }, 4.0, &begun),
         "settings.first_tokens: [0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256] is not valid; \
          expected [0], with which the checkpoint is to be resumed"
     );
+    let error = checkpoint.check_arguments(&CmaEs::default().into(), 4.0, &begun).unwrap_err().to_string();
+    assert!(error.starts_with("settings.optimiser: evolution is not valid; expected cma-es,"), "{error}");
     assert!(message(small(), 8.0, &begun).starts_with("scale: 4 is not valid; expected 8,"));
     assert!(message(small(), 4.0, &begun[..2]).starts_with("seeds: 3 is not valid; expected 2,"));
     let mut others = begun.clone();

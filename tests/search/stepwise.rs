@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::ops::ControlFlow;
 
-use longrope::search::{Candidate, Objective, Outcome, Search, SearchError, Settings};
+use longrope::search::{Candidate, Evolution, Objective, Outcome, Search, SearchError};
 
 use super::{candidate, distance, factors_only, finish, logistic_rise, seeds, small};
 
@@ -16,8 +16,8 @@ fn bits(candidate: &Candidate) -> (Vec<u64>, u64) {
 #[test]
 fn the_papers_settings_take_1344_evaluations_each_of_another_candidate() {
     let wanted = logistic_rise(64, 8.0);
-    let mut search = Search::new(Settings::default(), 8.0, seeds(64, 8.0)).unwrap();
-    assert_eq!(Settings::default().maximum_evaluations(), 1344);
+    let mut search = Search::new(Evolution::default(), 8.0, seeds(64, 8.0)).unwrap();
+    assert_eq!(Evolution::default().maximum_evaluations(), 1344);
     assert_eq!(search.planned_evaluations(), 1344);
     assert_eq!(search.pending().len(), 64);
     finish(&mut search, &wanted);
@@ -36,11 +36,11 @@ fn the_papers_settings_take_1344_evaluations_each_of_another_candidate() {
 
 #[test]
 fn halved_settings_take_672() {
-    let halved = Settings::default().halved();
+    let halved = Evolution::default().halved();
     assert_eq!((halved.population, halved.mutations, halved.crossovers), (32, 8, 8));
     assert_eq!((halved.parents, halved.iterations), (32, 40));
     assert_eq!(halved.maximum_evaluations(), 672);
-    assert_eq!(Settings { population: 1, mutations: 3, crossovers: 0, ..halved }.halved().mutations, 2);
+    assert_eq!(Evolution { population: 1, mutations: 3, crossovers: 0, ..halved }.halved().mutations, 2);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn asking_and_telling_is_what_run_does() {
 fn equal_seeds_give_equal_searches_and_others_different_ones() {
     let wanted = logistic_rise(8, 4.0);
     let history = |seed| {
-        let settings = Settings { seed, ..small() };
+        let settings = Evolution { seed, ..small() };
         let mut search = Search::new(settings, 4.0, seeds(8, 4.0)).unwrap();
         finish(&mut search, &wanted);
         search.history().to_vec()
@@ -184,14 +184,15 @@ fn an_exhausted_space_ends_the_search_early() {
     assert_eq!(search.iteration(), 0);
 
     // A smaller population leaves something to the first generations.
-    let settings = Settings { population: 4, ..small() };
-    let mut search = Search::new(Settings { first_tokens: vec![0], ..settings }, 1.0, seeds(1, 1.0)).unwrap();
+    let settings = Evolution { population: 4, ..small() };
+    let mut search =
+        Search::new(Evolution { first_tokens: vec![0], ..settings }, 1.0, seeds(1, 1.0)).unwrap();
     finish(&mut search, &[1.17]);
     assert_eq!(search.evaluations(), 26);
     assert_eq!(search.iteration(), 4);
 
     // A single point.
-    let settings = Settings { maximum_ratio: 1.0, ..factors_only() };
+    let settings = Evolution { maximum_ratio: 1.0, ..factors_only() };
     let mut search = Search::new(settings, 1.0, seeds(1, 1.0)).unwrap();
     finish(&mut search, &[1.0]);
     assert_eq!(search.evaluations(), 1);
@@ -199,7 +200,7 @@ fn an_exhausted_space_ends_the_search_early() {
 
 #[test]
 fn no_iterations_evaluate_the_initial_population() {
-    let mut search = Search::new(Settings { iterations: 0, ..small() }, 4.0, seeds(4, 4.0)).unwrap();
+    let mut search = Search::new(Evolution { iterations: 0, ..small() }, 4.0, seeds(4, 4.0)).unwrap();
     finish(&mut search, &[1.0, 2.0, 3.0, 4.0]);
     assert_eq!(search.evaluations(), 12);
 }
@@ -207,7 +208,7 @@ fn no_iterations_evaluate_the_initial_population() {
 #[test]
 fn one_seed_alone_can_begin_a_search() {
     for (mutations, crossovers, parents) in [(0, 3, 2), (3, 0, 1)] {
-        let settings = Settings { population: 1, mutations, crossovers, parents, ..small() };
+        let settings = Evolution { population: 1, mutations, crossovers, parents, ..small() };
         let mut search = Search::new(settings, 4.0, vec![candidate(&[1.0, 4.0], 0)]).unwrap();
         finish(&mut search, &[1.0, 2.0]);
         assert_eq!(search.evaluations(), 16);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use longrope::scaling::{RopeConfig, Schedule, factors_from_csv};
+use longrope::search::Candidate;
 use serde_json::Value;
 
 use crate::gguf::{self, Header};
@@ -90,7 +91,9 @@ impl Source {
                         layers.len()
                     );
                 };
-                Self::Config(methods::longrope(&base, tokens as usize, factors, 0).with_context(shown)?)
+                let candidate =
+                    Candidate { factors: factors.clone(), first_tokens: 0, attention_factor: None };
+                Self::Config(methods::longrope(&base, tokens as usize, &candidate).with_context(shown)?)
             }
         };
         Ok((kind, source))

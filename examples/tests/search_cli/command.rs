@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 /// Flags of the program.
 #[derive(Clone, Default)]
 pub struct Flags(Vec<(String, Option<String>)>);
@@ -25,21 +27,36 @@ pub struct Finished {
 }
 
 /// A row of history.csv.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Row {
     pub iteration: usize,
     pub perplexity: f64,
     pub best: f64,
+    pub windows: usize,
+    pub model_tokens: usize,
+    pub seconds: f64,
     pub first_tokens: u64,
+    pub attention_factor: f64,
     pub factors: Vec<f64>,
 }
 
 impl Flags {
-    /// A search of 14 evaluations.
+    /// A search of 14 evaluations by the default optimiser.
     pub fn quick() -> Self {
+        Self::short().with("--evaluations", "14")
+    }
+
+    /// A search of 14 evaluations by the paper's.
+    pub fn paper() -> Self {
         let few = [("--population", "6"), ("--iterations", "2"), ("--offspring", "2")];
+        let paper = Self::short().with("--optimiser", "paper");
+        few.into_iter().fold(paper, |flags, (name, value)| flags.with(name, value))
+    }
+
+    /// Short windows, and few of them.
+    fn short() -> Self {
         let short = [("--length", "512"), ("--windows", "1"), ("--eval-windows", "1")];
-        few.into_iter().chain(short).fold(Self::default(), |flags, (name, value)| flags.with(name, value))
+        short.into_iter().fold(Self::default(), |flags, (name, value)| flags.with(name, value))
     }
 
     /// The same with this flag at this value.
@@ -125,8 +142,9 @@ impl Finished {
     pub fn history(&self) -> Vec<Row> {
         let mut lines = self.files["history.csv"].lines();
         let header: Vec<&str> = lines.next().unwrap().split(',').collect();
-        assert_eq!(header[..5], ["evaluation", "iteration", "perplexity", "best", "n_hat"]);
-        assert!(header[5..].iter().enumerate().all(|(i, name)| *name == format!("lambda_{i}")), "{header:?}");
+        let first = ["evaluation", "iteration", "perplexity", "best", "windows", "model_tokens", "seconds"];
+        assert_eq!((&header[..7], &header[7..9]), (&first[..], &["n_hat", "attention_factor"][..]));
+        assert!(header[9..].iter().enumerate().all(|(i, name)| *name == format!("lambda_{i}")), "{header:?}");
         let row = |(i, line): (usize, &str)| {
             let cells: Vec<&str> = line.split(',').collect();
             assert_eq!((cells.len(), cells[0]), (header.len(), (i + 1).to_string().as_str()), "{line}");
@@ -134,8 +152,12 @@ impl Finished {
                 iteration: cells[1].parse().unwrap(),
                 perplexity: cells[2].parse().unwrap(),
                 best: cells[3].parse().unwrap(),
-                first_tokens: cells[4].parse().unwrap(),
-                factors: cells[5..].iter().map(|cell| cell.parse().unwrap()).collect(),
+                windows: cells[4].parse().unwrap(),
+                model_tokens: cells[5].parse().unwrap(),
+                seconds: cells[6].parse().unwrap(),
+                first_tokens: cells[7].parse().unwrap(),
+                attention_factor: cells[8].parse().unwrap(),
+                factors: cells[9..].iter().map(|cell| cell.parse().unwrap()).collect(),
             }
         };
         lines.enumerate().map(row).collect()
@@ -160,11 +182,47 @@ impl Finished {
         cell.unwrap_or_else(|| panic!("no {method} at {length}")).2
     }
 
-    /// The files that follow from the search and the table, by name.
-    pub fn results(&self) -> Vec<(&str, &str)> {
-        let names = ["rope_scaling.json", "history.csv", "perplexity.csv", "perplexity.svg", "factors.svg"];
-        names.map(|name| (name, self.files[name].as_str())).to_vec()
+    /// The files that follow from the search and the table, by name, but for the times of the history.
+    pub fn results(&self) -> Vec<(&str, String)> {
+        RESULTS.map(|name| (name, untimed(name, &self.files[name]))).to_vec()
     }
+
+    /// The checkpoint but for the times.
+    pub fn checkpoint(&self) -> Value {
+        untimed_checkpoint(&self.files["checkpoint.json"])
+    }
+}
+
+/// The files that a run leaves beside the checkpoint.
+pub const RESULTS: [&str; 6] = [
+    "rope_scaling.json",
+    "history.csv",
+    "perplexity.csv",
+    "perplexity.svg",
+    "factors.svg",
+    "convergence.svg",
+];
+
+/// The contents of a result but for the column of a history that no two runs share.
+pub fn untimed(name: &str, contents: &str) -> String {
+    if name != "history.csv" {
+        return contents.to_owned();
+    }
+    let without = |line: &str| {
+        let mut cells: Vec<&str> = line.split(',').collect();
+        cells.remove(6);
+        cells.join(",") + "\n"
+    };
+    contents.lines().map(without).collect()
+}
+
+fn untimed_checkpoint(text: &str) -> Value {
+    let mut checkpoint: Value = serde_json::from_str(text).unwrap();
+    for cost in checkpoint["costs"].as_array_mut().unwrap() {
+        assert!(cost["seconds"].as_f64().unwrap() > 0.0);
+        cost["seconds"] = Value::Null;
+    }
+    checkpoint
 }
 
 /// A path of the repository's data.

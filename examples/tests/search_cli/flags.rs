@@ -22,18 +22,93 @@ fn lengths(run: &Finished) -> Vec<usize> {
 fn the_same_flags_give_the_same_bytes() {
     let again = Flags::quick().with("--seed", "0").finish();
     assert_eq!(QUICK.results(), again.results());
-    assert_eq!(QUICK.files["checkpoint.json"], again.files["checkpoint.json"]);
+    assert_eq!(QUICK.checkpoint(), again.checkpoint());
 }
 
 #[test]
 fn another_seed_gives_other_factors() {
-    let other = Flags::quick().with("--seed", "1").finish();
-    assert_ne!(QUICK.files["rope_scaling.json"], other.files["rope_scaling.json"]);
-    let (a, b) = (QUICK.history(), other.history());
-    assert_eq!(a.len(), b.len());
-    // The three seeds of the population are no matter of chance; all that comes after them is.
-    assert_eq!(a[..3], b[..3]);
-    assert!(a[3..].iter().all(|row| b[3..].iter().all(|other| row.factors != other.factors)));
+    let seed = |flags: Flags, seed: &str| flags.with("--seed", seed).finish();
+    // Of chance are neither the three seeds nor the first mean.
+    for (flags, fixed) in [(Flags::quick(), 4), (Flags::paper(), 3)] {
+        let (a, b) = (seed(flags.clone(), "0"), seed(flags, "1"));
+        assert_ne!(a.files["rope_scaling.json"], b.files["rope_scaling.json"]);
+        let (a, b) = (a.history(), b.history());
+        assert_eq!((a.len(), b.len()), (14, 14));
+        assert!(
+            a[..fixed].iter().zip(&b).all(|(a, b)| a.factors == b.factors && a.perplexity == b.perplexity)
+        );
+        assert!(a[fixed..].iter().all(|row| b[fixed..].iter().all(|other| row.factors != other.factors)));
+    }
+}
+
+#[test]
+fn each_optimiser_begins_with_its_seeds() {
+    let released = Flags::paper().with("--optimiser", "released").finish();
+    let (paper, released) = (Flags::paper().finish().history(), released.history());
+    assert_eq!(paper[0].factors, [2.0; 32]);
+    assert_eq!(paper[2].factors, QUICK.history()[2].factors);
+    // A ramp that is linear in the factor, above YaRN's.
+    assert_ne!(released[0].factors, paper[2].factors);
+    assert!(released[0].factors.iter().zip(&paper[2].factors).all(|(ramp, yarn)| ramp >= yarn));
+    for row in &released {
+        assert!(row.factors.is_sorted() && row.factors[31] <= 3.0, "{row:?}");
+    }
+    // The paper's mutants lie on a grid that the released ones need not keep to.
+    assert_ne!(paper[3].factors, released[1].factors);
+}
+
+#[test]
+fn the_attention_factor_is_searched_by_default_and_fixed_where_asked_for() {
+    let rule = (1.0 + 2f64.ln() / 256f64.ln()).sqrt();
+    let fixed = Flags::quick().with("--attention-factor", "fixed").finish();
+    for run in [&fixed, &Flags::paper().finish()] {
+        assert!(run.history().iter().all(|row| (row.attention_factor - rule).abs() < 1e-12));
+        assert!(!run.files["rope_scaling.json"].contains("attention_factor"));
+    }
+    let run = Flags::quick().with("--attention-factor", "searched").with("--evaluations", "20").finish();
+    let history = run.history();
+    assert!(history.iter().any(|row| (row.attention_factor - rule).abs() > 0.01), "{history:?}");
+    // The default.
+    let attention = |row: &super::command::Row| row.attention_factor;
+    assert!(QUICK.history().iter().map(attention).eq(history.iter().take(14).map(attention)));
+    let best = history.iter().min_by(|a, b| a.perplexity.total_cmp(&b.perplexity)).unwrap();
+    let config = RopeConfig::from_hf_json(&run.files["rope_scaling.json"]).unwrap();
+    assert_eq!(config.attention_factor(), best.attention_factor);
+}
+
+#[test]
+fn candidates_are_left_early_only_where_asked_for_and_the_margin_counts() {
+    let windows = |margin: &str| {
+        let run = Flags::quick().with("--windows", "2").with("--early-drop", margin).finish();
+        (run.history().iter().map(|row| row.windows).collect::<Vec<_>>(), run)
+    };
+    let (off, whole) = windows("off");
+    assert_eq!(off, [2; 14]);
+    let (none, _) = windows("100");
+    assert_eq!(none, [2; 14]);
+    let (some, run) = windows("0");
+    assert!(some[0] == 2 && some.contains(&1), "{some:?}");
+    assert_eq!(run.history().last().unwrap().model_tokens, some.iter().sum::<usize>() * 512);
+    // The estimate is the best's value times the excess: it is never the best, and near the true value.
+    for (row, exact) in run.history().iter().zip(whole.history()).take_while(|(a, b)| a.factors == b.factors)
+    {
+        assert!((row.perplexity / exact.perplexity - 1.0).abs() < 0.2, "{row:?}, {exact:?}");
+        assert!(row.windows == 2 || row.perplexity > row.best);
+    }
+}
+
+#[test]
+fn other_runs_are_drawn_beside_this_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("history.csv");
+    fs::write(&path, &QUICK.files["history.csv"]).unwrap();
+    let named = format!("seed 0={}", path.display());
+    let run = Flags::quick().with("--seed", "1").with("--compare", named).finish();
+    let svg = &run.files["convergence.svg"];
+    for name in ["cma-es", "seed 0", "evaluations", "model tokens, millions"] {
+        assert!(svg.contains(name), "{name}");
+    }
+    assert!(!QUICK.files["convergence.svg"].contains("seed 0"));
 }
 
 #[test]
@@ -98,7 +173,7 @@ fn the_first_tokens_are_searched_only_where_asked_for() {
     // The best of a search need not leave tokens alone, but that of one of a few seeds does.
     let runs: Vec<Finished> = (0..6)
         .map(|seed| {
-            let flags = Flags::quick().switch("--first-tokens").with("--seed", seed.to_string());
+            let flags = Flags::paper().switch("--first-tokens").with("--seed", seed.to_string());
             flags.with("--length", "300").finish()
         })
         .collect();
@@ -112,6 +187,9 @@ fn the_first_tokens_are_searched_only_where_asked_for() {
         assert_eq!(json(run)["rope_scaling"].get("n_hat").is_some(), best.first_tokens > 0);
     }
     assert!(runs.iter().any(|run| run.stdout.contains("`n_hat`")), "no seed shows it");
+    // The default optimiser tries one at the end of each generation.
+    let history = Flags::quick().switch("--first-tokens").with("--evaluations", "19").finish().history();
+    assert!(history[..18].iter().all(|row| row.first_tokens == 0) && history[18].first_tokens > 0);
 }
 
 #[test]
@@ -141,8 +219,8 @@ fn a_model_at_a_path_is_the_one_that_is_searched() {
 fn a_gguf_file_gives_the_perplexities_of_the_directory() {
     let dir = tempfile::tempdir().unwrap();
     let run = Flags::quick().with("--model", Gguf::tiny().write(dir.path())).finish();
-    // The first population depends on the random stream alone.
-    for (found, expected) in run.history().iter().zip(QUICK.history()).take(6) {
+    // The seeds and the first generation depend on the random stream alone.
+    for (found, expected) in run.history().iter().zip(QUICK.history()) {
         assert_eq!(found.factors, expected.factors);
         let (found, expected) = (found.perplexity, expected.perplexity);
         assert!((found / expected - 1.0).abs() < 1e-4, "{found} is not {expected}");
@@ -158,7 +236,7 @@ fn the_numbers_of_windows_and_candidates_are_those_asked_for() {
     assert!(more.stdout.contains("(3 windows a length;"), "{}", more.stdout);
 
     let per_iteration = |population: &str, iterations: &str, offspring: &str| {
-        let flags = Flags::quick().with("--length", "300").with("--population", population);
+        let flags = Flags::paper().with("--length", "300").with("--population", population);
         let run = flags.with("--iterations", iterations).with("--offspring", offspring).finish();
         let history = run.history();
         let last = history.last().unwrap().iteration;
@@ -168,4 +246,7 @@ fn the_numbers_of_windows_and_candidates_are_those_asked_for() {
     assert_eq!(per_iteration("6", "2", "2"), [6, 4, 4]);
     assert_eq!(per_iteration("4", "3", "1"), [4, 2, 2, 2]);
     assert_eq!(per_iteration("5", "0", "1"), [5]);
+    let history = Flags::quick().with("--evaluations", "22").finish().history();
+    // Three seeds, then a mean and 14 samples a generation, as far as they go.
+    assert_eq!([0, 1, 2].map(|i| history.iter().filter(|row| row.iteration == i).count()), [3, 15, 4]);
 }

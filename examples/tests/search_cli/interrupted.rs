@@ -12,7 +12,7 @@ use super::command::{Finished, Flags, Output};
 
 /// A search of 44 evaluations: long enough to be cut short.
 fn flags() -> Flags {
-    Flags::quick().with("--population", "8").with("--iterations", "6").with("--offspring", "3")
+    Flags::quick().with("--evaluations", "44")
 }
 
 static UNBROKEN: LazyLock<Finished> = LazyLock::new(|| flags().finish());
@@ -75,10 +75,23 @@ fn a_search_cut_short_twice_ends_as_an_unbroken_one() {
     assert!(first < second && second < UNBROKEN.history().len(), "{first}, then {second} evaluations");
     let run = resumed.finish_in(dir.path());
     assert_eq!(run.results(), UNBROKEN.results());
-    assert_eq!(run.files["checkpoint.json"], UNBROKEN.files["checkpoint.json"]);
+    assert_eq!(run.checkpoint(), UNBROKEN.checkpoint());
     // It went on rather than beginning anew.
     let next = run.stderr.lines().nth(1).unwrap();
     assert!(next.starts_with(&format!("{}/44 evaluations", second + 1)), "{}", run.stderr);
+}
+
+#[test]
+fn every_optimiser_goes_on_with_all_it_searches() {
+    let all = Flags::quick().with("--windows", "2").switch("--first-tokens");
+    let searched = all.with("--evaluations", "36");
+    let released = Flags::paper().with("--optimiser", "released").with("--iterations", "8");
+    for flags in [searched, released] {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(interrupted_after(&flags, dir.path(), " evaluations, best ").code, Some(130));
+        let run = flags.clone().switch("--resume").finish_in(dir.path());
+        assert_eq!(run.results(), flags.finish().results());
+    }
 }
 
 #[test]

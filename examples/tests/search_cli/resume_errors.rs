@@ -42,7 +42,7 @@ fn a_finished_search_only_measures_the_table_again() {
     fs::write(dir.path().join("checkpoint.json"), &FINISHED.files["checkpoint.json"]).unwrap();
     let run = flags().switch("--resume").finish_in(dir.path());
     assert_eq!(run.results(), FINISHED.results());
-    assert_eq!(run.files["checkpoint.json"], FINISHED.files["checkpoint.json"]);
+    assert_eq!(run.checkpoint(), FINISHED.checkpoint());
     assert!(!run.stderr.contains(" evaluations, best "), "{}", run.stderr);
     assert!(run.stdout.starts_with("Perplexity on moby-dick-eval.txt"), "{}", run.stdout);
     assert!(run.stdout.contains("LongRoPE\n"), "{}", run.stdout);
@@ -66,9 +66,25 @@ fn other_settings_are_named() {
     };
     let other = |name: &str, value: &str| refused_with(&flags().with(name, value));
     assert_eq!(other("--seed", "7"), expected("seed: 0", "7"));
+    assert_eq!(other("--evaluations", "15"), expected("evaluations: 14", "15"));
+    let attention = other("--attention-factor", "searched");
+    assert!(
+        attention.starts_with("settings.attention_factor: none is not valid; expected 1."),
+        "{attention}"
+    );
+    let paper = Flags::paper().with("--length", "300");
+    assert_eq!(refused_with(&paper), expected("optimiser: cma-es", "evolution"));
+    let drop = other("--early-drop", "0.5");
+    assert!(drop.starts_with("made with --early-drop 0.02, which is not 0.5; run with the same,"), "{drop}");
+
+    let finished = paper.clone().finish();
+    let other = |name: &str, value: &str| {
+        refused(&paper.clone().with(name, value), &finished.files["checkpoint.json"])
+    };
     assert_eq!(other("--population", "8"), expected("population: 6", "8"));
     assert_eq!(other("--iterations", "3"), expected("iterations: 2", "3"));
     assert_eq!(other("--offspring", "3"), expected("mutations: 2", "3"));
+    assert_eq!(other("--optimiser", "released"), expected("operators: paper", "released"));
     let first_tokens = refused_with(&flags().switch("--first-tokens"));
     assert!(
         first_tokens.starts_with("settings.first_tokens: [0] is not valid; expected [0, 1, "),
@@ -113,16 +129,18 @@ fn a_corrupt_checkpoint_is_named() {
         let error = refused(&flags(), text);
         assert!(error.starts_with("not a valid checkpoint: "), "{error}");
     }
-    let version = refused_where("\"version\":1", "\"version\":2");
-    assert!(version.starts_with("not a valid checkpoint: ") && version.contains("version 1"), "{version}");
-    let field = refused_where("\"pending\"", "\"waiting\"");
+    let version = refused_where("\"version\":2", "\"version\":1");
+    assert!(version.starts_with("not a valid checkpoint: ") && version.contains("version 2"), "{version}");
+    let field = refused_where("\"seeds\"", "\"waiting\"");
     assert!(field.starts_with("not a valid checkpoint: ") && field.contains("waiting"), "{field}");
 }
 
 #[test]
 fn a_checkpoint_that_no_search_writes_is_named_with_the_entry() {
     let iteration = refused_where("\"iteration\":0", "\"iteration\":7");
-    assert!(iteration.contains("iteration: 7 is not valid"), "{iteration}");
+    assert!(iteration.starts_with("history[0].iteration: 7 is not valid"), "{iteration}");
+    let costs = refused_where("\"costs\":[{", "\"costs\":[{\"windows\":1,\"first_loss\":1,\"seconds\":1},{");
+    assert!(costs.starts_with("costs: 15 entries are not valid; expected 14"), "{costs}");
     // Position interpolation is the first seed: its factors are the quotient of the lengths.
     let checkpoint = &FINISHED.files["checkpoint.json"];
     let spoilt_after = |field: &str| {
@@ -131,5 +149,5 @@ fn a_checkpoint_that_no_search_writes_is_named_with_the_entry() {
     };
     assert!(spoilt_after("\"seeds\"").starts_with("seeds[0]"), "{}", spoilt_after("\"seeds\""));
     let error = spoilt_after("\"history\"");
-    assert!(error.starts_with("history[0].candidate.factors["), "{error}");
+    assert!(error.starts_with("history[0].candidate: another candidate is not valid"), "{error}");
 }

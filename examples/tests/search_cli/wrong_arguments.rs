@@ -58,14 +58,44 @@ fn a_length_beyond_the_text_is_refused_with_both_lengths() {
 
 #[test]
 fn counts_out_of_range_are_refused() {
-    for (name, least) in [("--windows", 1), ("--eval-windows", 1), ("--population", 3), ("--offspring", 1)] {
+    for (flags, name, least) in [
+        (Flags::quick(), "--windows", 1),
+        (Flags::quick(), "--eval-windows", 1),
+        (Flags::quick(), "--evaluations", 3),
+        (Flags::paper(), "--population", 3),
+        (Flags::paper(), "--offspring", 1),
+    ] {
         for value in [0, least - 1, 4097] {
             let expected = format!("{name}: {value} is not valid; expected {least} to 4096");
-            assert_eq!(refused(name, &value.to_string()), expected);
+            assert_eq!(flags.clone().with(name, value.to_string()).refused(), expected);
         }
     }
-    let error = refused("--iterations", "18446744073709551615");
+    let error = Flags::paper().with("--iterations", "18446744073709551615").refused();
     assert!(error.contains("--iterations") && error.contains("at most 1000000 evaluations"), "{error}");
+}
+
+#[test]
+fn flags_of_another_optimiser_are_refused() {
+    let paper = "expected --optimiser paper or released";
+    for name in ["--population", "--iterations", "--offspring"] {
+        assert_eq!(refused(name, "8"), format!("{name}: not valid with --optimiser cma-es; {paper}"));
+    }
+    let cma_es = "not valid with --optimiser paper; expected --optimiser cma-es";
+    assert_eq!(Flags::paper().with("--evaluations", "8").refused(), format!("--evaluations: {cma_es}"));
+    let error = Flags::paper().with("--attention-factor", "searched").refused();
+    assert_eq!(error, format!("--attention-factor searched: {cma_es}"));
+    let error = Flags::paper().with("--optimiser", "released").switch("--first-tokens").refused();
+    assert!(error.starts_with("--first-tokens: not valid with --optimiser released;"), "{error}");
+}
+
+#[test]
+fn a_history_to_compare_with_that_is_none_is_named() {
+    let missing = data("texts/no-such-file.csv");
+    let error = Flags::quick().with("--compare", &missing).refused();
+    assert!(error.contains("no-such-file.csv: can't be read"), "{error}");
+    let (_dir, path) = file("history.csv", b"evaluation,best\n1,5\n");
+    let error = Flags::quick().with("--compare", format!("x={}", path.display())).refused();
+    assert!(error.ends_with("no column \"model_tokens\"; expected a history.csv of this release"), "{error}");
 }
 
 #[test]
@@ -97,6 +127,9 @@ fn flags_that_can_not_be_parsed_are_named() {
         (Flags::quick().with("--seed", "one"), "--seed"),
         (Flags::quick().with("--windows", "-1"), "-1"),
         (Flags::quick().with("--length", "2k"), "--length"),
+        (Flags::quick().with("--early-drop", "101"), "--early-drop"),
+        (Flags::quick().with("--early-drop", "never"), "expected off, or a number of nats"),
+        (Flags::quick().with("--optimiser", "annealing"), "cma-es, paper, released"),
         (Flags::quick().switch("--no-such-flag"), "--no-such-flag"),
         (Flags::quick().with("--eval-text", data("texts/moby-dick-eval.txt")), "--text"),
     ] {

@@ -1,0 +1,188 @@
+//! How fast searches get better: the best perplexity so far against evaluations and against model tokens.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+use crate::files;
+use crate::plot::{COLOURS, plot_error};
+
+const SIZE: (u32, u32) = (900, 420);
+/// The room for the names, below the panels.
+const LEGEND_HEIGHT: u32 = 34;
+/// A best value so many times the lowest of all curves is not drawn: searches begin far above of where they differ.
+const HIGHEST: f64 = 1.25;
+
+/// The best value of a search after each of its evaluations.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Curve {
+    /// As shown.
+    pub name: String,
+    /// Tokens that the model was run on up to each evaluation, and the best perplexity then.
+    pub points: Vec<(f64, f64)>,
+}
+
+impl Curve {
+    /// A curve of a `history.csv`: NAME=FILE, or FILE.
+    ///
+    /// # Errors
+    /// The file can't be read or is no history.
+    pub fn read(argument: &str) -> Result<Self> {
+        let (name, path) = argument.split_once('=').unwrap_or((argument, argument));
+        Self::parse(name, &files::read_text(Path::new(path))?).with_context(|| path.to_owned())
+    }
+
+    /// The curve of a history, as [`history_csv`](crate::report::history_csv) writes it.
+    ///
+    /// # Errors
+    /// The text is no history.
+    pub fn parse(name: &str, csv: &str) -> Result<Self> {
+        let mut lines = csv.lines();
+        let header: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
+        let column = |name: &str| {
+            let found = header.iter().position(|other| *other == name);
+            found.ok_or_else(|| anyhow!("no column {name:?}; expected a history.csv of this release"))
+        };
+        let (best, tokens) = (column("best")?, column("model_tokens")?);
+        let points = lines.enumerate().map(|(row, line)| {
+            let cells: Vec<&str> = line.split(',').collect();
+            let number = |column: usize| -> Result<f64> {
+                let cell = cells.get(column).copied().unwrap_or_default();
+                cell.parse().map_err(|_| {
+                    anyhow!("row {}, {}: {cell:?} is not valid; expected a number", row + 1, header[column])
+                })
+            };
+            Ok((number(tokens)?, number(best)?))
+        });
+        let points = points.collect::<Result<Vec<_>>>()?;
+        ensure!(!points.is_empty(), "no row; expected a row for each evaluation");
+        Ok(Self { name: name.to_owned(), points })
+    }
+}
+
+/// Draws two panels: against evaluations and against model tokens.
+///
+/// # Errors
+/// No curve has a finite value.
+pub fn plot(curves: &[Curve]) -> Result<String> {
+    let values = || curves.iter().flat_map(|curve| &curve.points).map(|point| point.1);
+    let lowest = values().filter(|value| value.is_finite()).fold(f64::INFINITY, f64::min);
+    ensure!(lowest.is_finite(), "no finite value to plot");
+    let highest = values().filter(|value| *value <= HIGHEST * lowest).fold(lowest, f64::max);
+    let room = (0.05 * (highest - lowest)).max(1e-3 * lowest);
+    let range = (lowest - room, highest + room);
+
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        root.fill(&WHITE).map_err(plot_error)?;
+        let (panels, legend) = root.split_vertically(SIZE.1 - LEGEND_HEIGHT);
+        let (left, right) = panels.split_horizontally(SIZE.0 / 2);
+        panel(&left, curves, range, "evaluations", |i, _| (i + 1) as f64)?;
+        panel(&right, curves, range, "model tokens, millions", |_, tokens| tokens / 1e6)?;
+        let mut x = 60;
+        for (curve, colour) in curves.iter().zip(COLOURS.iter().cycle()) {
+            let line = PathElement::new([(x, 14), (x + 18, 14)], colour.stroke_width(2));
+            legend.draw(&line).map_err(plot_error)?;
+            let text = Text::new(curve.name.clone(), (x + 24, 9), ("sans-serif", 12));
+            legend.draw(&text).map_err(plot_error)?;
+            x += 48 + 7 * curve.name.chars().count() as i32;
+        }
+        root.present().map_err(plot_error)?;
+    }
+    Ok(svg)
+}
+
+/// One panel, of which `x` gives the abscissa of a point from its index and its tokens.
+fn panel(
+    area: &DrawingArea<SVGBackend<'_>, Shift>,
+    curves: &[Curve],
+    (bottom, top): (f64, f64),
+    label: &str,
+    x: impl Fn(usize, f64) -> f64,
+) -> Result<()> {
+    let right = curves.iter().filter_map(|curve| Some(x(curve.points.len() - 1, curve.points.last()?.0)));
+    let right = right.fold(0.0, f64::max);
+    let mut chart = ChartBuilder::on(area)
+        .caption(format!("Best perplexity by {label}"), ("sans-serif", 16))
+        .margin(10)
+        .x_label_area_size(40)
+        .y_label_area_size(56)
+        .build_cartesian_2d(0.0..right.max(1e-9), bottom..top)
+        .map_err(plot_error)?;
+    chart
+        .configure_mesh()
+        .x_desc(label)
+        .y_desc("best perplexity so far, search windows")
+        .light_line_style(WHITE)
+        .draw()
+        .map_err(plot_error)?;
+    for (curve, colour) in curves.iter().zip(COLOURS.iter().cycle()) {
+        let mut steps: Vec<(f64, f64)> = Vec::new();
+        for (i, &(tokens, best)) in curve.points.iter().enumerate() {
+            if best > top || !best.is_finite() {
+                continue;
+            }
+            // The best stays what it is until the evaluation that betters it.
+            if let Some(&(_, before)) = steps.last() {
+                steps.push((x(i, tokens), before));
+            }
+            steps.push((x(i, tokens), best));
+        }
+        chart.draw_series(LineSeries::new(steps, colour.stroke_width(2))).map_err(plot_error)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HISTORY: &str = "evaluation,best,model_tokens\n1,900,4096\n2,5.5,6144\n3,5.25,10240\n";
+
+    #[test]
+    fn a_history_becomes_a_curve() {
+        let curve = Curve::parse("ours", HISTORY).unwrap();
+        assert_eq!(curve.points, [(4096.0, 900.0), (6144.0, 5.5), (10240.0, 5.25)]);
+        for (text, expected) in [
+            ("", "no column \"best\""),
+            ("evaluation,best\n1,5\n", "no column \"model_tokens\""),
+            ("best,model_tokens\n", "no row"),
+            ("best,model_tokens\n5,6\n5\n", "row 2, model_tokens: \"\" is not valid"),
+            ("best,model_tokens\nfive,6\n", "row 1, best: \"five\" is not valid"),
+        ] {
+            let message = Curve::parse("theirs", text).unwrap_err().to_string();
+            assert!(message.starts_with(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_file_may_have_a_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("history.csv");
+        std::fs::write(&path, HISTORY).unwrap();
+        assert_eq!(Curve::read(&format!("seed 1={}", path.display())).unwrap().name, "seed 1");
+        assert_eq!(Curve::read(path.to_str().unwrap()).unwrap().name, path.to_str().unwrap());
+        assert!(format!("{:#}", Curve::read("x=missing.csv").unwrap_err()).contains("missing.csv"));
+    }
+
+    #[test]
+    fn the_plot_names_every_curve_and_leaves_out_where_it_begins() {
+        let ours = Curve::parse("ours", HISTORY).unwrap();
+        let theirs = Curve { name: "theirs".into(), points: vec![(1e6, f64::INFINITY), (2e6, 5.75)] };
+        let svg = plot(&[ours.clone(), theirs.clone()]).unwrap();
+        for text in ["<svg", "ours", "theirs", "evaluations", "model tokens"] {
+            assert!(svg.contains(text), "{text}");
+        }
+        assert!(!svg.contains("NaN") && !svg.contains("inf") && !svg.contains("900"));
+        // A line a curve and panel; a single point is none.
+        assert_eq!(plot(&[ours]).unwrap().matches("<polyline").count(), {
+            let without = plot(&[Curve { name: "one".into(), points: vec![(1.0, 5.0)] }]).unwrap();
+            without.matches("<polyline").count() + 2
+        });
+        let nothing = Curve { name: "none".into(), points: vec![(1.0, f64::NAN)] };
+        assert!(plot(&[nothing]).is_err());
+    }
+}
