@@ -67,11 +67,9 @@ fn other_settings_are_named() {
     let other = |name: &str, value: &str| refused_with(&flags().with(name, value));
     assert_eq!(other("--seed", "7"), expected("seed: 0", "7"));
     assert_eq!(other("--evaluations", "15"), expected("evaluations: 14", "15"));
-    let attention = other("--attention-factor", "searched");
-    assert!(
-        attention.starts_with("settings.attention_factor: none is not valid; expected 1."),
-        "{attention}"
-    );
+    let attention = other("--attention-factor", "fixed");
+    assert!(attention.starts_with("settings.attention_factor: 1.0"), "{attention}");
+    assert!(attention.contains(" is not valid; expected none, with which"), "{attention}");
     let paper = Flags::paper().with("--length", "300");
     assert_eq!(refused_with(&paper), expected("optimiser: cma-es", "evolution"));
     let drop = other("--early-drop", "0.5");

@@ -104,7 +104,7 @@ fn file_error(contents: &[u8]) -> String {
 #[test]
 fn a_copy_written_by_hand_without_a_change_is_accepted() {
     let model = Model::copy().with_weight(|_| {});
-    let flags = Flags::quick().with("--length", "300").with("--population", "3").with("--iterations", "0");
+    let flags = Flags::quick().with("--length", "300").with("--evaluations", "3");
     assert_eq!(flags.clone().with("--model", model.0.path()).finish().results(), flags.finish().results());
 }
 
