@@ -6,12 +6,14 @@ use crate::api::api;
 use crate::recording::Recorded;
 
 /// The files of the program that draws arguments.
-const TORTURE: [&str; 8] = [
+const TORTURE: [&str; 10] = [
     "torture/main.c",
     "torture/draw.c",
     "torture/check.c",
     "torture/memory.c",
+    "torture/texts.c",
     "torture/sets.c",
+    "torture/config.c",
     "torture/rotary.c",
     "torture/attention.c",
     "torture/cache.c",

@@ -20,10 +20,11 @@ static void crashed(int number) {
 }
 
 static void round_of_all(void) {
-    switch (below(24)) {
+    switch (below(25)) {
         case 0: round_of_json(); break;
         case 1: round_of_frequencies(); break;
         case 2: if (one_in(20)) round_of_contexts(); break;
+        case 24: round_of_config(); break;
         case 3: case 4: case 5: case 6: round_of_rotary(); break;
         case 7: case 8: round_of_rerotate(); break;
         case 9: case 10: case 11: case 12: round_of_attention(); break;
@@ -35,8 +36,10 @@ static void round_of_all(void) {
 static void round_of_configs(void) {
     if (one_in(4)) {
         round_of_frequencies();
-    } else {
+    } else if (one_in(2)) {
         round_of_json();
+    } else {
+        round_of_config();
     }
 }
 

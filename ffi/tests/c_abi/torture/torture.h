@@ -52,6 +52,7 @@ const void *place(int slot, const void *object, size_t bytes);
 
 typedef enum function {
     F_CONTEXT_CREATE, F_JSON, F_FREQUENCIES, F_FREQUENCIES_F32,
+    F_CONFIG_JSON, F_CONFIG_FACTORS, F_CONFIG_INFO, F_CONFIG_FREQUENCIES, F_CONFIG_GET_FACTORS, F_CONFIG_TO_JSON,
     F_ROTARY_SUPPORTED, F_ROTARY_SIZE, F_ROTARY_RUN, F_ROTARY_CPU,
     F_REROTATE_SUPPORTED, F_REROTATE_SIZE, F_REROTATE_RUN,
     F_ATTENTION_SUPPORTED, F_ATTENTION_SIZE, F_ATTENTION_RUN, F_ATTENTION_CPU,
@@ -133,6 +134,10 @@ const longrope_factor_sets *draw_sets(int64_t dim);
 void round_of_frequencies(void);
 void round_of_json(void);
 void round_of_contexts(void);
+/* texts.c. The text of a configuration, whole or broken, or NULL; it may be said to be longer than any memory. */
+const char *draw_text(size_t *bytes);
+/* config.c */
+void round_of_config(void);
 /* rotary.c, attention.c, cache.c */
 void round_of_rotary(void);
 void round_of_rerotate(void);
