@@ -7,17 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "launch_params.h"
 #include "longrope.h"
 #include "recording_driver.h"
-
-#define CHECK(condition) \
-    do { \
-        if (!(condition)) { \
-            printf("line %d: %s (%s)\n", __LINE__, #condition, longrope_last_error_message()); \
-            exit(1); \
-        } \
-    } while (0)
 
 enum { MOST = 16, ELEMENTS = 4 * 64 };
 

@@ -9,16 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../check.h"
 #include "../recording_driver.h"
 #include "longrope.h"
-
-#define CHECK(condition) \
-    do { \
-        if (!(condition)) { \
-            printf("line %d: %s (%s)\n", __LINE__, #condition, longrope_last_error_message()); \
-            exit(1); \
-        } \
-    } while (0)
 
 /* ---- What the engine has ----------------------------------------------------------------------------------------- */
 
