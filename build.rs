@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 /// The families of kernels: `cuda/NAME.cu` each.
-const FAMILIES: [&str; 23] = [
+const FAMILIES: [&str; 25] = [
     "rotary",
     "cache",
     "attention_sm80_d64",
@@ -23,6 +23,8 @@ const FAMILIES: [&str; 23] = [
     "attention_sm80_d256",
     "attention_sm90_d64",
     "attention_sm90_d128",
+    "attention_sm90_d128_long",
+    "attention_sm90_d256",
     "merge",
     "decode_d64",
     "decode_d96",

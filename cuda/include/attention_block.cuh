@@ -30,7 +30,12 @@ struct AttentionBlock {
         }
     }
 
-    // Block `index`: its head and its queries; returns its sequence.
+    // Block `index` of blocks of so many rows.
+    __device__ __forceinline__ AttentionBlock(const longrope_attention_params &p, int rows, uint32_t index) {
+        place_at(p, rows, index);
+    }
+
+    // Its head and its queries; returns its sequence.
     __device__ __forceinline__ int64_t place(const longrope_attention_params &p, int rows, uint32_t index) {
         const uint32_t tiles = static_cast<uint32_t>(p.tiles);
         const uint32_t in_section = index % p.section_heads;
@@ -42,8 +47,8 @@ struct AttentionBlock {
         return index / p.sections;
     }
 
-    __device__ __forceinline__ AttentionBlock(const longrope_attention_params &p, int rows) {
-        const int64_t sequence = place(p, rows, blockIdx.x);
+    __device__ __forceinline__ void place_at(const longrope_attention_params &p, int rows, uint32_t index) {
+        const int64_t sequence = place(p, rows, index);
         batch = sequence;
         query_start = key_start = 0;
         query_length = p.query_length;

@@ -272,7 +272,7 @@ __device__ __forceinline__ void attend(const longrope_attention_params &p) {
     __shared__ AttentionBlock block;
     __shared__ TileRange ranges[kAttentionThreads / 32];
     __shared__ int first_tile;
-    if (thread == 0) block = AttentionBlock(p, Shape::kRows);
+    if (thread == 0) block = AttentionBlock(p, Shape::kRows, blockIdx.x);
     __syncthreads();
     if (block.head >= p.query_heads) return;  // the last section may be short
     if (block.is_bad) {

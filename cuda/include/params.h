@@ -366,4 +366,32 @@ typedef struct longrope_cache_rerotate_params {
     int32_t padding;
 } longrope_cache_rerotate_params;
 
+#ifdef __cplusplus
+#define LONGROPE_ALIGN(bytes) alignas(bytes)
+#else
+#define LONGROPE_ALIGN(bytes) _Alignas(bytes)
+#endif
+
+/* Of a tensor, as the driver encodes it (CUtensorMap). */
+typedef struct longrope_tensor_map {
+    LONGROPE_ALIGN(64) uint64_t words[16];
+} longrope_tensor_map;
+
+/* Attention on Hopper. */
+typedef struct longrope_attention_sm90_params {
+    /* [batch, heads, length, head dim], in boxes of 64 dimensions by the rows of a tile. */
+    longrope_tensor_map q;
+    longrope_tensor_map k;
+    longrope_tensor_map v;
+    longrope_attention_params attention;
+    /* How many items were drawn beyond the first of every block: 0 before the launch. Needed where there are more items than
+     * blocks. */
+    uint32_t *drawn;
+    /* f32 [blocks][rows of a block][padded head dim]; needed where there are more keys than are summed without folding. */
+    float *sums;
+    /* Blocks of queries, of all heads and sequences. */
+    uint32_t items;
+    uint32_t padding;
+} longrope_attention_sm90_params;
+
 #endif

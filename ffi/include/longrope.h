@@ -14,9 +14,9 @@
  * Streams     `stream` is a CUstream or cudaStream_t as `void *`. NULL is the legacy default stream, not that of the
  *             thread. A launch runs in the CUDA context of its stream (for NULL: in the current one), which need not
  *             be the primary one.
- * Launches    A `_run` is asynchronous. It launches at most one kernel (attention over a cache: and one that merges the
- *             parts); it allocates nothing on the device, synchronises nothing, copies nothing, and keeps no state.
- *             The same inputs give the same bits.
+ * Launches    A `_run` is asynchronous. It launches at most one kernel (attention: and may clear a counter in its
+ *             workspace before; attention over a cache: and one that merges the parts); it allocates nothing on the
+ *             device, synchronises nothing, copies nothing, and keeps no state. The same inputs give the same bits.
  * Workspace   Scratch memory on the device is yours: as many bytes as `_workspace_size` says for the same arguments,
  *             at an address that is a multiple of 16 (NULL will do if it says 0). What is in it before and after a
  *             launch does not matter. Launches that may run at the same time need one each.
@@ -454,7 +454,8 @@ typedef struct longrope_attention_tensors {
 LONGROPE_API longrope_status longrope_attention_supported(const longrope_attention_desc *desc,
                                                           const longrope_attention_tensors *tensors);
 
-/* How much scratch memory a run needs: a function of shapes, types and `sequences` alone. Pure. */
+/* How much scratch memory a run needs, whatever the GPU: a function of shapes, types, strides, the alignment of addresses, the
+ * sign of the scale and `sequences` alone, at most some 20 MB. Pure. */
 LONGROPE_API longrope_status longrope_attention_workspace_size(const longrope_attention_desc *desc,
                                                                const longrope_attention_tensors *tensors,
                                                                size_t *bytes);

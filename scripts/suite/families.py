@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 GOALS = ROOT / "benches" / "goals.csv"
 KNOWN = ROOT / "benches" / "peers" / "known.csv"
-KINDS = ["tests", "sanitizer", "bench", "peers"]
+KINDS = ["tests", "lengths", "sanitizer", "bench", "peers"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class Family:
     cases_sanitizer: int = 8
     # Tests, by a part of their names, that are too large for a sanitizer.
     large: tuple[str, ...] = ()
+    # Tests, by the beginning of their names within the family, that are a part of their own: those over so many keys that the
+    # processor takes long for what they are held against. None: the family has no such part.
+    lengths: tuple[str, ...] = ()
 
 
 def attention(name: str, *device: str, **rest) -> Family:
@@ -51,9 +54,13 @@ def attention(name: str, *device: str, **rest) -> Family:
         peers=tuple(f"benches/peers/{program}.py" for program in ("attention", "flash_attention3", "worker")),
         called="attention",
         # Each is checked against a reference in f64, on the processor.
-        cases_tests=1000,
+        cases_tests=100,
         cases_sanitizer=3,
-        large=("million", "long_causal_prefill", "long_prefill", "two_to_the_32", "a_launch_stays_on_its_own_stream"),
+        large=(
+            *("million", "long_causal_prefill", "long_prefill", "many_blocks", "two_to_the_32"),
+            *("grow_by_hundreds", "a_launch_stays_on_its_own_stream"),
+        ),
+        lengths=("sampled_rows_", "constant_values_", "two_million_"),
         **rest,
     )
 
@@ -136,7 +143,8 @@ def called(name: str) -> str:
 def kinds(name: str) -> list[str]:
     """The kinds of parts that a family has."""
     family = FAMILIES[name]
-    missing = {kind for kind, program in (("bench", family.bench), ("peers", family.peers)) if not program}
+    optional = (("lengths", family.lengths), ("bench", family.bench), ("peers", family.peers))
+    missing = {kind for kind, what in optional if not what}
     return [kind for kind in KINDS if kind not in missing]
 
 

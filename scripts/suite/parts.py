@@ -1,4 +1,4 @@
-"""The four kinds of parts: what each runs, and what makes it count as failed."""
+"""The kinds of parts: what each runs, and what makes it count as failed."""
 
 import os
 import re
@@ -83,17 +83,34 @@ def judge(deadline: Deadline, status: int | None, found: dict[str, int]) -> list
     return reasons or deadline.problem(status)
 
 
+def prepare_tests(family: Family, deadline: Deadline) -> tuple[list[str], float]:
+    """The kernels are loaded, and so compiled, before the tests are listed."""
+    first = [[str(BUNDLE / "gpu"), "--list"]] if family.environment else []
+    return prepare(deadline, *first, **family.environment)
+
+
 def run_tests(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
-    program = str(BUNDLE / "gpu")
-    # The kernels are loaded, and so compiled, before the tests are listed.
-    first = [[program, "--list"]] if family.environment else []
-    problems, seconds = prepare(deadline, *first, **family.environment)
-    command = [program, f"{called(name)}::"]
-    status, output = deadline.run(command, PROPTEST_CASES=str(family.cases_tests), **family.environment)
+    """All tests of a family but those of its lengths."""
+    problems, seconds = prepare_tests(family, deadline)
+    skipped = [argument for test in family.lengths for argument in ("--skip", f"{called(name)}::{test}")]
+    command = [str(BUNDLE / "gpu"), f"{called(name)}::", *skipped]
+    cases = family.cases_tests
+    status, output = deadline.run(command, PROPTEST_CASES=str(cases), **family.environment)
     found = counts(output)
     problems += judge(deadline, status, found)
-    cases = family.cases_tests
     return {"counts": found, "proptest_cases": cases, "prepare_seconds": seconds, "problems": problems}
+
+
+def run_lengths(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
+    """The tests that `run_tests` leaves out. The program takes one filter at a time."""
+    problems, seconds = prepare_tests(family, deadline)
+    passed = {}
+    for test in family.lengths:
+        status, output = deadline.run([str(BUNDLE / "gpu"), f"{called(name)}::{test}"], **family.environment)
+        found = counts(output)
+        passed[test] = found.get("passed", 0)
+        problems += [f"{test}: {reason}" for reason in judge(deadline, status, found)]
+    return {"counts": passed, "prepare_seconds": seconds, "problems": problems}
 
 
 def find_sanitizer() -> str:
@@ -173,7 +190,7 @@ def run_peers(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
     return {"oracles": oracles, "not_measured": absent, "prepare_seconds": seconds, **result}
 
 
-RUN = {"tests": run_tests, "sanitizer": run_sanitizer, "bench": run_bench, "peers": run_peers}
+RUN = {"tests": run_tests, "lengths": run_lengths, "sanitizer": run_sanitizer, "bench": run_bench, "peers": run_peers}
 
 
 def run(name: str, kind: str, out: Path) -> dict:

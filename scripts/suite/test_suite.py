@@ -104,6 +104,36 @@ class Tests(Suite):
             self.assertEqual(self.run_part("tests")["problems"], ["not done after 1 s"])
 
 
+class Lengths(Suite):
+    """A family with a part for its longest tests."""
+
+    def setUp(self):
+        super().setUp()
+        family = dataclasses.replace(FAMILY, lengths=("million_", "prefill_"))
+        patch = mock.patch.dict(families.FAMILIES, {"rotary": family})
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def test_each_is_run_once_in_one_of_two_parts(self):
+        self.program("gpu", f"echo '{CLOSING.format(2, 0, 0)}'")
+        self.assertEqual(self.run_part("tests")["problems"], [])
+        found = self.run_part("lengths")
+        self.assertEqual((found["problems"], found["counts"]), ([], {"million_": 2, "prefill_": 2}))
+        left_out = "rotary:: --skip rotary::million_ --skip rotary::prefill_"
+        self.assertEqual(self.arguments("gpu"), [left_out, "rotary::million_", "rotary::prefill_"])
+
+    def test_a_failed_one_and_a_name_of_none_are_told(self):
+        failing, none = CLOSING.format(1, 1, 0), CLOSING.format(0, 0, 0)
+        self.program("gpu", f"case $1 in *million_) echo '{failing}'; exit 101;; *) echo '{none}';; esac")
+        expected = ["million_: 1 failed", "prefill_: no test was run"]
+        self.assertEqual(self.run_part("lengths")["problems"], expected)
+
+    def test_only_a_family_that_has_some_has_the_part(self):
+        self.assertIn("lengths", families.kinds("rotary"))
+        with mock.patch.dict(families.FAMILIES, {"rotary": FAMILY}):
+            self.assertNotIn("lengths", families.kinds("rotary"))
+
+
 class Environment(Suite):
     """A family whose programs call it otherwise, and which has an environment of its own."""
 
@@ -364,7 +394,7 @@ class Sources(unittest.TestCase):
 
     def test_decode_is_held_to_the_fastest_peer_by_one_part_and_to_its_own_goals_by_another(self):
         for family in ("rotary", "decode"):
-            self.assertEqual(families.kinds(family), families.KINDS)
+            self.assertEqual(families.kinds(family), ["tests", "sanitizer", "bench", "peers"])
         found = families.sources("decode", "tests").keys()
         self.assertLessEqual(
             {"cuda/decode_d128.cu", "cuda/decode_merge.cu", "cuda/include/decode.cuh", "src/ops/cache.rs"}, found

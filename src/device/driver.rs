@@ -200,6 +200,15 @@ pub(crate) unsafe fn download<N: Number>(to: &mut [N], from: u64, stream: Stream
     check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.raw()) })
 }
 
+/// Writes zero to a 32-bit word of device memory, in the order of the stream.
+///
+/// # Safety
+/// The address must be of device memory of the stream's context, a multiple of 4.
+pub(crate) unsafe fn clear_word(address: u64, stream: Stream) -> Result<(), DeviceError> {
+    // SAFETY: the caller's promise.
+    check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(address, 0, 1, stream.raw()) })
+}
+
 /// A number of which any bits are one.
 pub(crate) trait Number {}
 impl Number for i32 {}

@@ -22,11 +22,12 @@ mod image;
 pub(crate) mod params;
 pub(crate) mod slice;
 mod tensor;
+pub(crate) mod tensor_map;
 
 pub use context::Context;
 pub(crate) use context::{Family, Grid};
-pub(crate) use driver::download;
 pub use driver::{DeviceError, Stream};
+pub(crate) use driver::{clear_word, download};
 pub use image::is_embedded;
 pub use slice::{Element, SliceTensor, SliceTensorMut};
 pub(crate) use tensor::Address;

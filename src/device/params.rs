@@ -878,3 +878,70 @@ impl Default for longrope_cache_rerotate_params {
         }
     }
 }
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_tensor_map {
+    pub words: [u64; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_tensor_map"][::core::mem::size_of::<longrope_tensor_map>() - 128usize];
+    ["Alignment of longrope_tensor_map"][::core::mem::align_of::<longrope_tensor_map>() - 64usize];
+    ["Offset of field: longrope_tensor_map::words"]
+        [::core::mem::offset_of!(longrope_tensor_map, words) - 0usize];
+};
+impl Default for longrope_tensor_map {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_attention_sm90_params {
+    pub q: longrope_tensor_map,
+    pub k: longrope_tensor_map,
+    pub v: longrope_tensor_map,
+    pub attention: longrope_attention_params,
+    pub drawn: *mut u32,
+    pub sums: *mut f32,
+    pub items: u32,
+    pub padding: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_attention_sm90_params"]
+        [::core::mem::size_of::<longrope_attention_sm90_params>() - 768usize];
+    ["Alignment of longrope_attention_sm90_params"]
+        [::core::mem::align_of::<longrope_attention_sm90_params>() - 64usize];
+    ["Offset of field: longrope_attention_sm90_params::q"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, q) - 0usize];
+    ["Offset of field: longrope_attention_sm90_params::k"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, k) - 128usize];
+    ["Offset of field: longrope_attention_sm90_params::v"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, v) - 256usize];
+    ["Offset of field: longrope_attention_sm90_params::attention"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, attention) - 384usize];
+    ["Offset of field: longrope_attention_sm90_params::drawn"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, drawn) - 712usize];
+    ["Offset of field: longrope_attention_sm90_params::sums"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, sums) - 720usize];
+    ["Offset of field: longrope_attention_sm90_params::items"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, items) - 728usize];
+    ["Offset of field: longrope_attention_sm90_params::padding"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, padding) - 732usize];
+};
+impl Default for longrope_attention_sm90_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}

@@ -7,7 +7,8 @@ use crate::device::params::{
     longrope_attention_params,
 };
 use crate::device::{Address, Context, DeviceTensor, Dtype, Grid, Stream};
-use crate::ops::attention_kernels::{self as kernels, Kernel};
+use crate::ops::attention_hopper;
+use crate::ops::attention_kernels::{self as kernels, HopperKernel, Kernel};
 use crate::ops::workspace::Workspace;
 
 pub(super) use crate::ops::attention_kernels::families;
@@ -111,7 +112,9 @@ impl Attention {
         self.plan(tensors, |_| false).map(drop)
     }
 
-    /// The bytes of device memory that a launch needs beside its tensors. A function of shapes alone.
+    /// The bytes of device memory that a launch needs beside its tensors, whatever the GPU: a counter and, beyond 4,096 keys, sums
+    /// that are put aside, where Hopper's kernel takes the tensors; else none. A function of the arguments, and of nothing that
+    /// lies on the device.
     ///
     /// # Errors
     /// As [`Attention::supported`].
@@ -139,6 +142,13 @@ impl Attention {
         let plan = self.plan(tensors, |kernel| context.has(kernel.name))?;
         workspace.check(workspace_bytes(plan.as_ref()))?;
         let Some(plan) = plan else { return Ok(()) };
+        let blocks = plan.grid.blocks;
+        if let Some(kernel) = plan.hopper {
+            // SAFETY: the caller's promise; the parameters are of these tensors, and the workspace was checked.
+            return unsafe {
+                attention_hopper::launch(context, kernel, tensors, plan.params, blocks, workspace, stream)
+            };
+        }
         // SAFETY: the name is that of an attention kernel, which takes this block; the rest is the caller's promise.
         Ok(unsafe { context.launch(plan.kernel.name, plan.grid, &plan.params, stream) }?)
     }
@@ -160,15 +170,27 @@ impl Attention {
         }
         let vector = [q, k, v, out].into_iter().all(DeviceTensor::is_vectorizable);
         let scale = self.attention.scale_for(head_dim);
-        // Hopper's kernel takes vectors, and leaves a scale below zero to the others.
-        let hopper = if vector && scale >= 0.0 { kernels::hopper(q.dtype, head_dim) } else { None };
-        let kernel =
-            hopper.filter(|kernel| is_there(kernel)).or(kernels::portable(q.dtype, head_dim, vector));
-        let kernel = kernel.ok_or_else(|| unsupported_head_dim(head_dim))?;
+        // Of packed sequences it is only known how many queries they have.
+        let about_keys = if self.sequences == Sequences::Dense { k.layout.length() } else { longest };
+        let hopper = attention_hopper::kernel(tensors, about_keys, scale);
+        // Asked for wherever it could be of use, since a function of shapes alone says how much.
+        let workspace_bytes =
+            hopper.map_or(0, |hopper| attention_hopper::workspace_bytes(hopper, k.layout.length()));
+        let hopper = hopper.filter(|hopper| is_there(&hopper.kernel));
+        let kernel = match hopper {
+            Some(hopper) => &hopper.kernel,
+            None => {
+                kernels::portable(q.dtype, head_dim, vector).ok_or_else(|| unsupported_head_dim(head_dim))?
+            }
+        };
         let tiles = longest.div_ceil(kernel.rows);
         let group = heads / k.layout.heads();
         let key_bytes = 2 * k.dtype.size() * k.layout.head_dim();
-        let section_heads = section_heads(key_bytes, k.layout.length(), k.layout.heads(), heads);
+        let (keys, key_heads) = (k.layout.length(), k.layout.heads());
+        let section_heads = match hopper {
+            Some(_) => attention_hopper::section_heads(key_bytes, keys, [key_heads, heads], tiles),
+            None => section_heads(key_bytes, keys, key_heads, heads),
+        };
         let sections = heads.div_ceil(section_heads);
         let blocks = [sections, section_heads, tiles]
             .into_iter()
@@ -231,7 +253,7 @@ impl Attention {
             negate: i32::from(scale < 0.0),
         };
         let grid = Grid { blocks, threads: [kernel.threads, 1, 1], shared_bytes: kernel.shared_bytes };
-        Ok(Some(Plan { kernel, grid, params, workspace_bytes: 0 }))
+        Ok(Some(Plan { kernel, hopper, grid, params, workspace_bytes }))
     }
 
     /// How many sequences there are, and the queries of the longest.
@@ -285,6 +307,9 @@ fn unsupported_head_dim(head_dim: usize) -> Error {
 
 struct Plan {
     kernel: &'static Kernel,
+    /// The same, where it is Hopper's.
+    hopper: Option<&'static HopperKernel>,
+    /// Of one block for so many queries of a head.
     grid: Grid,
     params: longrope_attention_params,
     /// Bytes of device memory beside the tensors.

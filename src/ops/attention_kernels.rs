@@ -1,6 +1,8 @@
 //! The attention kernels, by head dimension and type: the instances in `cuda/attention_sm80_d*.cu`, which every GPU runs, and in
 //! `cuda/attention_sm90_d*.cu`, for Hopper.
 
+use std::ops::RangeInclusive;
+
 use crate::device::{Dtype, Family};
 
 /// An instance of a kernel.
@@ -16,11 +18,11 @@ pub(super) struct Kernel {
 }
 
 /// The instances for head dimensions up to one.
-struct HeadDim<const N: usize> {
+struct HeadDim {
     image: &'static str,
     /// The padded head dimension (`kDim`).
     dim: usize,
-    kernels: [Kernel; N],
+    kernels: [Kernel; 4],
 }
 
 /// `$rows`, `$keys` and `$stages` as in the source's `AttentionShape`; with any strides, the ring is of one tile.
@@ -48,38 +50,72 @@ macro_rules! portable {
 }
 
 /// bf16 with vectors, bf16 with any strides, f16 with vectors, f16 with any strides.
-static PORTABLE: [HeadDim<4>; 4] = [
+static PORTABLE: [HeadDim; 4] = [
     portable!(64, rows 128, keys 112, stages 1),
     portable!(96, rows 128, keys 64, stages 2),
     portable!(128, rows 128, keys 64, stages 2),
     portable!(256, rows 64, keys 64, stages 1),
 ];
 
-/// `$consumers` and `$stages` as in the source's `HopperShape`.
+/// An instance of Hopper's kernel.
+#[derive(Debug)]
+pub(super) struct HopperKernel {
+    pub(super) kernel: Kernel,
+    /// Keys of a tile (`kKeys`).
+    pub(super) keys: u32,
+    /// The padded head dimension (`kDim`).
+    pub(super) dim: usize,
+}
+
+/// The instances of Hopper's kernel for head dimensions up to one, and for some numbers of keys.
+struct HopperHeadDim {
+    image: &'static str,
+    for_keys: RangeInclusive<usize>,
+    /// bf16 and f16.
+    kernels: [HopperKernel; 2],
+}
+
+/// The numbers as in the source's `HopperShape`.
 macro_rules! hopper {
-    ($dim:literal, consumers $consumers:literal, stages $stages:literal) => {
-        HeadDim {
-            image: concat!("attention_sm90_d", $dim),
-            dim: $dim,
+    (
+        $dim:literal $suffix:literal, keys $for_keys:expr,
+        consumers $consumers:literal, tile $keys:literal, stages $stages:literal, query_stages $queries:literal
+    ) => {
+        HopperHeadDim {
+            image: concat!("attention_sm90_d", $dim, $suffix),
+            for_keys: $for_keys,
             kernels: [
-                hopper!(@ $dim, "bf16", $consumers, $stages),
-                hopper!(@ $dim, "f16", $consumers, $stages),
+                hopper!(@ $dim, $suffix, "_bf16", $consumers, $keys, $stages, $queries),
+                hopper!(@ $dim, $suffix, "_f16", $consumers, $keys, $stages, $queries),
             ],
         }
     };
-    (@ $dim:literal, $name:literal, $consumers:literal, $stages:literal) => {
-        Kernel {
-            name: concat!("longrope_attention_sm90_d", $dim, "_", $name),
-            rows: 64 * $consumers,
-            threads: 128 * ($consumers + 1),
-            // Alignment, queries and their folded sums, keys and values.
-            shared_bytes: 1024 + 64 * $consumers * $dim * (2 + 4) + 2 * $stages * 128 * $dim * 2,
+    (
+        @ $dim:literal, $suffix:literal, $dtype:literal,
+        $consumers:literal, $keys:literal, $stages:literal, $queries:literal
+    ) => {
+        HopperKernel {
+            kernel: Kernel {
+                name: concat!("longrope_attention_sm90_d", $dim, $suffix, $dtype),
+                rows: 64 * $consumers,
+                threads: 128 * ($consumers + 1),
+                // Alignment, queries, keys and values.
+                shared_bytes: 1024 + 2 * $dim * (64 * $consumers * $queries + 2 * $stages * $keys),
+            },
+            keys: $keys,
+            dim: $dim,
         }
     };
 }
 
-/// bf16 and f16.
-static HOPPER: [HeadDim<2>; 2] = [hopper!(64, consumers 3, stages 3), hopper!(128, consumers 2, stages 2)];
+/// The first that fits is taken. Beyond 2^19 keys the larger tiles of the second were slower: blocks no longer keep pace, and what
+/// one reads the others don't find in the cache any more.
+static HOPPER: [HopperHeadDim; 4] = [
+    hopper!(64 "", keys 0..=usize::MAX, consumers 3, tile 128, stages 3, query_stages 2),
+    hopper!(128 "_long", keys 4096..=1 << 19, consumers 2, tile 176, stages 2, query_stages 1),
+    hopper!(128 "", keys 0..=usize::MAX, consumers 2, tile 128, stages 3, query_stages 1),
+    hopper!(256 "", keys 0..=usize::MAX, consumers 2, tile 80, stages 2, query_stages 1),
+];
 
 /// The instances over a cache, in `cuda/attention_cached_d*.cu`, for head dimensions up to one.
 struct CachedHeadDim {
@@ -136,35 +172,36 @@ pub(super) fn cached(dtype: Dtype, head_dim: usize) -> Option<&'static CachedKer
     Some(&instances.kernels[usize::from(dtype == Dtype::F16)])
 }
 
-/// The instances for a head dimension.
-fn instances<const N: usize>(table: &'static [HeadDim<N>], head_dim: usize) -> Option<&'static [Kernel; N]> {
-    Some(&table.iter().find(|instances| head_dim <= instances.dim)?.kernels)
-}
-
 /// The kernel that every GPU runs, for a type of 16 bits and a head dimension; `None` beyond 256. `vector`: whether 16 bytes
 /// can be moved at once.
 pub(super) fn portable(dtype: Dtype, head_dim: usize, vector: bool) -> Option<&'static Kernel> {
     let which = if dtype == Dtype::F16 { 2 } else { 0 } + usize::from(!vector);
-    Some(&instances(&PORTABLE, head_dim)?[which])
+    Some(&PORTABLE.iter().find(|instances| head_dim <= instances.dim)?.kernels[which])
 }
 
-/// Hopper's kernel, for tensors whose 16 bytes can be moved at once; `None` beyond a head dimension of 128.
-pub(super) fn hopper(dtype: Dtype, head_dim: usize) -> Option<&'static Kernel> {
-    Some(&instances(&HOPPER, head_dim)?[usize::from(dtype == Dtype::F16)])
+/// Hopper's kernel, for a type of 16 bits, a head dimension and a number of keys; `None` beyond 256.
+pub(super) fn hopper(dtype: Dtype, head_dim: usize, keys: usize) -> Option<&'static HopperKernel> {
+    let fits = |instances: &&HopperHeadDim| {
+        head_dim <= instances.kernels[0].dim && instances.for_keys.contains(&keys)
+    };
+    Some(&HOPPER.iter().find(fits)?.kernels[usize::from(dtype == Dtype::F16)])
 }
 
 /// What a context loads.
 pub(in crate::ops) fn families() -> Vec<Family> {
-    fn family<const N: usize>(instances: &HeadDim<N>, only_on: Option<(i32, i32)>) -> Family {
-        Family {
-            image: instances.image,
-            kernels: instances.kernels.iter().map(|kernel| kernel.name).collect(),
-            shared_bytes: instances.kernels[0].shared_bytes,
-            only_on,
-        }
-    }
-    let portable = PORTABLE.iter().map(|instances| family(instances, None));
-    portable.chain(HOPPER.iter().map(|instances| family(instances, Some((9, 0))))).collect()
+    let portable = PORTABLE.iter().map(|instances| Family {
+        image: instances.image,
+        kernels: instances.kernels.iter().map(|kernel| kernel.name).collect(),
+        shared_bytes: instances.kernels[0].shared_bytes,
+        only_on: None,
+    });
+    let hopper = HOPPER.iter().map(|instances| Family {
+        image: instances.image,
+        kernels: instances.kernels.iter().map(|instance| instance.kernel.name).collect(),
+        shared_bytes: instances.kernels[0].kernel.shared_bytes,
+        only_on: Some((9, 0)),
+    });
+    portable.chain(hopper).collect()
 }
 
 /// The same of the kernels over a cache.
@@ -190,21 +227,31 @@ mod tests {
             (64, Some("d64"), Some("d64")),
             (72, Some("d96"), Some("d128")),
             (128, Some("d128"), Some("d128")),
-            (136, Some("d256"), None),
-            (256, Some("d256"), None),
+            (136, Some("d256"), Some("d256")),
+            (256, Some("d256"), Some("d256")),
             (264, None, None),
         ] {
             assert_eq!(dim(portable(Dtype::F16, head_dim, true)), portable_dim, "{head_dim}");
-            assert_eq!(dim(hopper(Dtype::Bf16, head_dim)), hopper_dim, "{head_dim}");
+            let hopper = hopper(Dtype::Bf16, head_dim, 100).map(|instance| &instance.kernel);
+            assert_eq!(dim(hopper), hopper_dim, "{head_dim}");
         }
+    }
+
+    #[test]
+    fn many_keys_come_in_larger_tiles() {
+        for (keys, tile) in [(4095, 128), (4096, 176), (1 << 19, 176), ((1 << 19) + 1, 128)] {
+            assert_eq!(hopper(Dtype::F16, 128, keys).unwrap().keys, tile, "{keys}");
+        }
+        assert_eq!(hopper(Dtype::F16, 64, 100_000).unwrap().keys, 128);
+        assert_eq!(hopper(Dtype::F16, 256, 100_000).unwrap().keys, 80);
     }
 
     #[test]
     fn a_block_fits_the_shared_memory_of_its_gpus() {
         let portable = PORTABLE.iter().flat_map(|instances| &instances.kernels);
         assert!(portable.clone().all(|kernel| kernel.shared_bytes <= 99 << 10));
-        let hopper = HOPPER.iter().flat_map(|instances| &instances.kernels);
+        let mut hopper = HOPPER.iter().flat_map(|instances| &instances.kernels);
         // 227 KiB, of which the kernel has 1 KiB for itself.
-        assert!(hopper.clone().all(|kernel| kernel.shared_bytes <= 226 << 10));
+        assert!(hopper.all(|instance| instance.kernel.shared_bytes <= 226 << 10));
     }
 }

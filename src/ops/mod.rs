@@ -9,6 +9,7 @@ use crate::device::Family;
 
 mod append;
 mod attention;
+mod attention_hopper;
 mod attention_kernels;
 mod cache;
 mod cache_launch;

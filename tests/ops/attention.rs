@@ -331,3 +331,69 @@ fn without_queries_no_address_is_needed() {
     });
     assert_eq!(result, Ok(()));
 }
+
+/// The workspace after a change.
+fn workspace(change: impl FnOnce(&mut Attention, &mut AttentionTensors)) -> usize {
+    let (mut attention, mut tensors) = right();
+    change(&mut attention, &mut tensors);
+    attention.workspace_size(&tensors).unwrap()
+}
+
+/// Gives all tensors a head dimension, and keys and values a length.
+fn resize(tensors: &mut AttentionTensors, keys: usize, head_dim: usize) {
+    let AttentionTensors { q, k, v, out, .. } = tensors;
+    for tensor in [q, k, v, out] {
+        *tensor = shaped(*tensor, 3, head_dim);
+    }
+    for tensor in [&mut tensors.k, &mut tensors.v] {
+        *tensor = shaped(*tensor, 1, keys);
+    }
+}
+
+/// A counter; and beyond 4,096 keys an f32 for each row and padded dimension of 144 blocks.
+#[test]
+fn a_workspace_holds_a_counter_and_the_sums_of_many_keys() {
+    let of = |keys, head_dim| workspace(|_, t| resize(t, keys, head_dim));
+    for head_dim in [8, 64, 72, 128, 136, 256] {
+        for keys in [0, 1, 7, 4095, 4096] {
+            assert_eq!(of(keys, head_dim), 128, "{keys} keys, head dimension {head_dim}");
+        }
+    }
+    for (head_dim, rows, padded) in
+        [(8, 192, 64), (64, 192, 64), (72, 128, 128), (128, 128, 128), (136, 128, 256), (256, 128, 256)]
+    {
+        // Beyond 2^19 keys another kernel runs at 128, which needs no more.
+        for keys in [4097, 1 << 19, (1 << 19) + 1, 1 << 29] {
+            let what = format!("{keys} keys, head dimension {head_dim}");
+            assert_eq!(of(keys, head_dim), 128 + 144 * rows * padded * 4, "{what}");
+        }
+    }
+    // Of packed sequences it is the tensors' keys that count, whatever the sequences are.
+    let (attention, mut tensors) = packed(PACKED);
+    resize(&mut tensors, 4097, 128);
+    assert_eq!(attention.workspace_size(&tensors), Ok(128 + 144 * 128 * 128 * 4));
+    // Without queries there is nothing to launch.
+    let (attention, tensors) = packed(Packed { count: 0, ..PACKED });
+    assert_eq!(attention.workspace_size(&tensors), Ok(0));
+}
+
+#[test]
+fn what_hopper_s_kernel_does_not_take_needs_no_workspace() {
+    let many = |t: &mut AttentionTensors| resize(t, 5000, 128);
+    let strided = |tensor: DeviceTensor, strides| DeviceTensor {
+        layout: Layout::strided(tensor.layout.shape(), strides),
+        ..tensor
+    };
+    // Elements apart, a row's bytes no multiple of 16, an address that is none, and a stride of 2^40 bytes.
+    for strides in [[2_560_000, 512, 256, 2], [1_300_000, 260, 130, 1], [1 << 39, 256, 128, 1]] {
+        assert_eq!(workspace(|_, t| (many(t), t.k = strided(t.k, strides)).1), 0, "{strides:?}");
+    }
+    assert_eq!(workspace(|_, t| (many(t), t.v.address += 2).1), 0);
+    assert_eq!(workspace(|_, t| (many(t), t.out.address += 8).1), 0);
+    // Backwards.
+    assert_eq!(workspace(|_, t| (many(t), t.k = strided(t.k, [1_280_000, -256, 128, 1])).1), 0);
+    assert_eq!(workspace(|a, t| (many(t), a.attention.scale = Some(-0.125)).1), 0);
+    assert_ne!(workspace(|a, t| (many(t), a.attention.scale = Some(0.0)).1), 0);
+    assert_ne!(workspace(|_, t| resize(t, 1 << 30, 128)), 0);
+    assert_eq!(workspace(|_, t| resize(t, (1 << 30) + 1, 128)), 0);
+}

@@ -158,6 +158,15 @@ static void print_attention(const longrope_attention_params *p) {
     printf("driver:   scale %.6g negated %d\n", p->scale_log2 / 1.4426950408889634, (int)p->negate);
 }
 
+/* A tensor map is the address that it was made for. */
+static void print_hopper_attention(const char *name, unsigned blocks, const longrope_attention_sm90_params *p) {
+    printf("driver:   kernel %s, %u blocks for %u items, drawn %p sums %p\n", name, blocks, (unsigned)p->items,
+           (void *)p->drawn, (void *)p->sums);
+    printf("driver:   maps of %#llx %#llx %#llx\n", (unsigned long long)p->q.words[0],
+           (unsigned long long)p->k.words[0], (unsigned long long)p->v.words[0]);
+    print_attention(&p->attention);
+}
+
 static void print_merge(const longrope_merge_params *p) {
     printf("driver:   %lld parts %p by %lld, lse %p by %lld\n", (long long)p->part_count, (const void *)p->parts,
            (long long)p->part_stride, (const void *)p->parts_lse, (long long)p->part_lse_stride);
@@ -261,6 +270,27 @@ int cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *
     return 0;
 }
 
+int cuMemsetD32Async(unsigned long long address, unsigned value, size_t count, void *stream) {
+    if (stream == (void *)0xbad) return 700;
+    printf("driver: cuMemsetD32Async %#llx to %u, %lu times, on stream %p\n", address, value, (unsigned long)count,
+           stream);
+    return 0;
+}
+
+int cuTensorMapEncodeTiled(longrope_tensor_map *map, int dtype, uint32_t rank, void *address, const uint64_t *sizes,
+                           const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave,
+                           int swizzle, int promotion, int fill) {
+    (void)steps, (void)interleave, (void)swizzle, (void)promotion, (void)fill;
+    if (rank != 4 || (uintptr_t)map % 64 != 0) return 1;
+    memset(map, 0, sizeof *map);
+    map->words[0] = (uintptr_t)address;
+    printf("driver: cuTensorMapEncodeTiled %p type %d, %llu %llu %llu %llu by %llu %llu %llu, boxes of %u %u %u %u\n",
+           address, dtype, (unsigned long long)sizes[0], (unsigned long long)sizes[1], (unsigned long long)sizes[2],
+           (unsigned long long)sizes[3], (unsigned long long)strides[0], (unsigned long long)strides[1],
+           (unsigned long long)strides[2], box[0], box[1], box[2], box[3]);
+    return 0;
+}
+
 int cuStreamSynchronize(void *stream) { return stream == (void *)0xbad ? 700 : 0; }
 
 int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned ty, unsigned tz,
@@ -274,6 +304,8 @@ int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned thr
         print_cached_attention(k->name, x, arguments[0]);
     } else if (strncmp(k->name, "longrope_cached_merge_", 22) == 0) {
         print_cached_merge(k->name, x, arguments[0]);
+    } else if (strncmp(k->name, "longrope_attention_sm90_", 24) == 0) {
+        print_hopper_attention(k->name, x, arguments[0]);
     } else if (strncmp(k->name, "longrope_attention_", 19) == 0) {
         print_attention(arguments[0]);
     } else if (strncmp(k->name, "longrope_merge_", 15) == 0) {

@@ -16,6 +16,7 @@ int main(void) {
     longrope_attention_tensors tensors;
     longrope_merge_parts parts;
     longrope_context *context = NULL;
+    size_t bytes = 0;
     longrope_tensor q = {at(0x10000), LONGROPE_DTYPE_BF16, {2, 5, 6, 64}, {0, 0, 0, 0}};
     longrope_tensor k = {at(0x20000), LONGROPE_DTYPE_BF16, {2, 9, 2, 64}, {2560, 128, 64, 1}};
     longrope_tensor v = {at(0x30000), LONGROPE_DTYPE_BF16, {2, 9, 2, 64}, {1152, 64, 576, 1}};
@@ -48,8 +49,12 @@ int main(void) {
     packed.key_starts = at(0x4000);
     tensors.q.shape[0] = tensors.k.shape[0] = tensors.v.shape[0] = tensors.out.shape[0] = 1;
     memset(&tensors.lse, 0, sizeof tensors.lse);
-    announce("packed", longrope_attention_run(context, &packed, &tensors, at(0x100), 16, NULL));
-    announce("misaligned", longrope_attention_run(context, &packed, &tensors, at(0x108), 16, NULL));
+    announce("size", longrope_attention_workspace_size(&packed, &tensors, &bytes));
+    printf("bytes: %lu\n", (unsigned long)bytes);
+    announce("packed", longrope_attention_run(context, &packed, &tensors, at(0x100), bytes, NULL));
+    announce("small", longrope_attention_run(context, &packed, &tensors, at(0x100), bytes - 1, NULL));
+    announce("none", longrope_attention_run(context, &packed, &tensors, NULL, bytes, NULL));
+    announce("misaligned", longrope_attention_run(context, &packed, &tensors, at(0x108), bytes, NULL));
 
     parts.out = out;
     parts.lse = lse;
@@ -61,7 +66,7 @@ int main(void) {
     parts.out.data = parts.lse.data = NULL;
     announce("merge", longrope_merge_run(context, &parts, &merged, NULL, NULL));
 
-    announce("failing", longrope_attention_run(context, &packed, &tensors, NULL, 0, at(0xbad)));
+    announce("failing", longrope_attention_run(context, &packed, &tensors, at(0x100), bytes, at(0xbad)));
     announce("failing", longrope_merge_run(context, &parts, &merged, NULL, at(0xbad)));
     tensors.q.shape[1] = tensors.out.shape[1] = 0;
     announce("empty", longrope_attention_run(context, &packed, &tensors, NULL, 0, at(0xbad)));

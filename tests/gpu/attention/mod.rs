@@ -2,6 +2,7 @@
 
 mod contract;
 mod forward;
+mod items;
 mod long;
 mod merge;
 pub mod oracle;
@@ -19,6 +20,7 @@ pub fn tests() -> Vec<crate::Test> {
         contract::TESTS,
         reach::TESTS,
         long::TESTS,
+        items::TESTS,
     ];
     files.concat()
 }

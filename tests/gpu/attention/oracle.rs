@@ -17,6 +17,7 @@
 //! So what enters a weight is off by at most r = 2^-17 (1 + L), relatively; a quotient has that above and below. The output is
 //! within (u + 2 r) A + 2^-40 keys of the exact one, and the log-sum-exp within r + 2^-21 |lse|.
 
+use cudarc::driver::CudaSlice;
 use longrope::device::Dtype;
 use longrope::ops::{Attention, AttentionTensors, Workspace};
 use longrope::reference::{Format, Problem};
@@ -133,12 +134,18 @@ pub fn decode(dtype: Dtype, bits: &[u32]) -> Vec<f64> {
     bits.iter().map(|&bits| format(dtype).decode(bits)).collect()
 }
 
-/// Launches on the test's stream.
+/// The memory that launches want beside these tensors, with poison in it.
+pub fn scratch(gpu: &Gpu, attention: &Attention, tensors: &AttentionTensors) -> CudaSlice<u8> {
+    gpu.upload(&vec![0xffu8; attention.workspace_size(tensors).unwrap().max(1)])
+}
+
+/// Launches on the test's stream. Its scratch memory is freed there too, after the launch.
 ///
 /// # Safety
 /// As [`Attention::run`]: the tensors' memory is valid until the kernel ended, and as large as the layouts say.
 pub unsafe fn launch(gpu: &Gpu, attention: &Attention, tensors: &AttentionTensors) {
-    assert_eq!(attention.workspace_size(tensors).unwrap(), 0, "this kernel needs no workspace");
+    let scratch = scratch(gpu, attention, tensors);
+    let workspace = Workspace { address: gpu.address(&scratch), bytes: scratch.len() };
     // SAFETY: the caller's promise.
-    unsafe { attention.run(&gpu.kernels, tensors, Workspace::NONE, gpu.raw_stream()) }.unwrap();
+    unsafe { attention.run(&gpu.kernels, tensors, workspace, gpu.raw_stream()) }.unwrap();
 }

@@ -1,10 +1,10 @@
 //! What a launch reads: no element beyond the tensors, and every one of them at strides that are large, or zero.
 
 use longrope::descriptor::{self, Layout};
-use longrope::device::{DeviceTensor, Dtype};
-use longrope::ops::{Attention, AttentionTensors, BAD_SEQUENCE, Packed, Sequences, Starts};
+use longrope::device::{Context, DeviceTensor, Dtype};
+use longrope::ops::{Attention, AttentionTensors, BAD_SEQUENCE, Packed, Sequences, Starts, Workspace};
 
-use crate::attention::contract::{KEYS, count, inputs, output, tensors};
+use crate::attention::contract::{KEYS, count, inputs, output, runs_portable_kernels, tensors};
 use crate::attention::forward::reference_problem;
 use crate::attention::oracle::{self, ONE_CALL, decode, exact, random_bits};
 use crate::buffer::{Buffer, Gpu};
@@ -13,6 +13,7 @@ use crate::random::Order;
 pub const TESTS: &[crate::Test] = &[
     ("what_lies_beyond_the_keys_does_not_matter", beyond_the_keys),
     ("a_sequence_does_not_see_the_next_one", beyond_the_sequence),
+    ("many_blocks_of_packed_sequences_do_not_depend_on_what_the_workspace_holds", workspace_bytes),
     ("strides_past_two_to_the_32", strides),
     ("keys_of_stride_zero_are_shared", shared_keys),
 ];
@@ -64,45 +65,120 @@ fn beyond_the_keys(gpu: &Gpu) {
 
 /// The first of two packed sequences, its last tile of keys shared with a second that is all NaN.
 fn beyond_the_sequence(gpu: &Gpu) {
-    let (query_shape, key_shape) = ([1, 150, 4, 128], [1, 200, 2, 128]);
+    for head_dim in [64, 128, 256] {
+        for lengths in [[70, 90], [1, 1], [128, 64], [65, 129]] {
+            beyond_the_first(gpu, head_dim, lengths);
+        }
+    }
+}
+
+fn beyond_the_first(gpu: &Gpu, head_dim: usize, [queries, keys]: [usize; 2]) {
+    let (query_shape, key_shape) = ([1, 150, 4, head_dim], [1, 200, 2, head_dim]);
     let new = |seed, shape: [usize; 4], length| {
         let mut bits = random_bits(Dtype::F16, seed, count(shape), 1.0);
         bits[length * shape[2] * shape[3]..].fill(u32::MAX);
         (Buffer::new(gpu, Dtype::F16, Order::Bshd, shape, 0, Some(&bits)), bits)
     };
-    for (queries, keys) in [(70, 90), (1, 1), (128, 64), (65, 129)] {
-        let ((q, q_bits), (k, k_bits), (v, v_bits)) =
-            (new(80, query_shape, queries), new(82, key_shape, keys), new(84, key_shape, keys));
-        let query_starts = gpu.upload(&[0i32, queries as i32, 150]);
-        let key_starts = gpu.upload(&[0i32, keys as i32, 200]);
-        let status = gpu.upload(&[0u32]);
-        let descriptor = descriptor::Attention::default();
+    let ((q, q_bits), (k, k_bits), (v, v_bits)) =
+        (new(80, query_shape, queries), new(82, key_shape, keys), new(84, key_shape, keys));
+    let query_starts = gpu.upload(&[0i32, queries as i32, 150]);
+    let key_starts = gpu.upload(&[0i32, keys as i32, 200]);
+    let status = gpu.upload(&[0u32]);
+    let descriptor = descriptor::Attention::default();
+    let attention = Attention {
+        attention: descriptor,
+        sequences: Sequences::Packed(Packed {
+            count: 2,
+            query_starts: gpu.address(&query_starts),
+            key_starts: gpu.address(&key_starts),
+            starts: Starts::I32,
+            max_query_length: 150,
+        }),
+        query_offsets: None,
+        status: Some(gpu.address(&status)),
+    };
+    let out = Buffer::new(gpu, Dtype::F32, Order::Bshd, query_shape, 0, None);
+    let tensors = AttentionTensors { q: q.tensor, k: k.tensor, v: v.tensor, out: out.tensor, lse: None };
+    // SAFETY: the buffers are as large as their layouts say, and live until they were read.
+    unsafe { oracle::launch(gpu, &attention, &tensors) };
+    let out = out.read(gpu);
+    assert_eq!(gpu.download(&status)[0] & BAD_SEQUENCE, 0);
+    let one = reference_problem(&descriptor, [4, 2], [queries, keys], head_dim, 0);
+    let first =
+        |bits: &[u32], rows: usize, heads: usize| decode(Dtype::F16, &bits[..rows * heads * head_dim]);
+    let exact = exact(&one, &first(&q_bits, queries, 4), &first(&k_bits, keys, 2), &first(&v_bits, keys, 2));
+    let (first, second) = out.split_at(queries * 4 * head_dim);
+    oracle::check(&exact, Dtype::F16, ONE_CALL, (Dtype::F32, first), None).unwrap();
+    // Of NaN comes NaN.
+    assert!(second.iter().all(|&bits| f32::from_bits(bits).is_nan()));
+}
+
+/// Queries, and as many keys, of packed sequences: long enough that sums are put aside, empty, of one token, and about tiles' ends.
+const LENGTHS: [usize; 9] = [5003, 0, 1, 777, 193, 0, 4225, 81, 1279];
+
+/// Several blocks of queries for each multiprocessor, many of them behind the ends of sequences: other kernels, other launches and
+/// other bytes in the workspace give the same rows.
+fn workspace_bytes(gpu: &Gpu) {
+    // Itself it need not be compared with; and where the driver compiles it from PTX, it is slow to load once more.
+    let portable = (!runs_portable_kernels()).then(|| Context::portable(0).unwrap());
+    let mut starts = vec![0i32];
+    starts.extend(LENGTHS.iter().scan(0, |end, &length| {
+        *end += length as i32;
+        Some(*end)
+    }));
+    let total = starts[LENGTHS.len()] as usize;
+    let starts = gpu.upload(&starts);
+    for (head_dim, causal) in [(64, true), (64, false), (128, true), (128, false), (256, false), (80, true)] {
+        let (query_shape, key_shape) = ([1, total, 6, head_dim], [1, total, 2, head_dim]);
+        let new = |seed, shape, largest| {
+            let bits = random_bits(Dtype::F16, seed, count(shape), largest);
+            Buffer::new(gpu, Dtype::F16, Order::Bshd, shape, 0, Some(&bits))
+        };
+        let (q, k, v) = (new(100, query_shape, 3.0), new(102, key_shape, 1.0), new(104, key_shape, 1.0));
         let attention = Attention {
-            attention: descriptor,
+            attention: descriptor::Attention { causal, ..descriptor::Attention::default() },
             sequences: Sequences::Packed(Packed {
-                count: 2,
-                query_starts: gpu.address(&query_starts),
-                key_starts: gpu.address(&key_starts),
+                count: LENGTHS.len(),
+                query_starts: gpu.address(&starts),
+                key_starts: gpu.address(&starts),
                 starts: Starts::I32,
-                max_query_length: 150,
+                max_query_length: LENGTHS[0],
             }),
             query_offsets: None,
-            status: Some(gpu.address(&status)),
+            status: None,
         };
-        let out = Buffer::new(gpu, Dtype::F32, Order::Bshd, query_shape, 0, None);
-        let tensors = AttentionTensors { q: q.tensor, k: k.tensor, v: v.tensor, out: out.tensor, lse: None };
-        // SAFETY: the buffers are as large as their layouts say, and live until they were read.
-        unsafe { oracle::launch(gpu, &attention, &tensors) };
-        let out = out.read(gpu);
-        assert_eq!(gpu.download(&status)[0] & BAD_SEQUENCE, 0);
-        let one = reference_problem(&descriptor, [4, 2], [queries, keys], 128, 0);
-        let first = |bits: &[u32], rows: usize, heads: usize| decode(Dtype::F16, &bits[..rows * heads * 128]);
-        let exact =
-            exact(&one, &first(&q_bits, queries, 4), &first(&k_bits, keys, 2), &first(&v_bits, keys, 2));
-        let (first, second) = out.split_at(queries * 4 * 128);
-        oracle::check(&exact, Dtype::F16, ONE_CALL, (Dtype::F32, first), None).unwrap();
-        // Of NaN comes NaN.
-        assert!(second.iter().all(|&bits| f32::from_bits(bits).is_nan()));
+        let run = |kernels: &Context, byte: u8| {
+            let out = Buffer::new(gpu, Dtype::F32, Order::Bshd, query_shape, 0, None);
+            let lse = Buffer::new(gpu, Dtype::F32, Order::Bshd, [1, total, 6, 1], 0, None);
+            let (q, k, v) = (q.tensor, k.tensor, v.tensor);
+            let tensors = AttentionTensors { q, k, v, out: out.tensor, lse: Some(lse.tensor) };
+            let scratch = gpu.upload(&vec![byte; attention.workspace_size(&tensors).unwrap()]);
+            let workspace = Workspace { address: gpu.address(&scratch), bytes: scratch.len() };
+            // SAFETY: the buffers are as large as their layouts say, the starts are one more than the sequences, and all live
+            // until the results were read.
+            unsafe { attention.run(kernels, &tensors, workspace, gpu.raw_stream()) }.unwrap();
+            (out.read(gpu), lse.read(gpu))
+        };
+        let what = format!("head dimension {head_dim}, causal {causal}");
+        let found = run(&gpu.kernels, 0xff);
+        assert!(run(&gpu.kernels, 0xff) == found, "{what}: other bits of another launch");
+        assert!(run(&gpu.kernels, 0) == found, "{what}: other bits by what the workspace held");
+        // Each kernel is within the bounds of `oracle` and `long` of the exact row, with A up to 1 and L up to 3 √d; a weight is
+        // rounded by 2^-11, and sums are right to 1e-4.
+        let r = ONE_CALL * (1.0 + 3.0 * (head_dim as f64).sqrt());
+        let close = |found: &[u32], expected: &[u32], bound: f64| {
+            let value = |&bits: &u32| f64::from(f32::from_bits(bits));
+            // Not so of NaN, which is what lies where nothing was written.
+            found.iter().zip(expected).all(|(x, y)| (value(x) - value(y)).abs() <= bound)
+        };
+        let Some(portable) = &portable else { continue };
+        let expected = run(portable, 0xff);
+        assert!(close(&found.0, &expected.0, 2.0 * (2f64.powi(-11) + 2.0 * r + 1e-4)), "{what}");
+        // A log-sum-exp is below 60.
+        assert!(
+            close(&found.1, &expected.1, 2.0 * (r + 1e-4 + 60.0 * 2f64.powi(-21))),
+            "{what}: log-sum-exps"
+        );
     }
 }
 
