@@ -39,7 +39,7 @@ const FAMILIES: [&str; 25] = [
     "attention_cached_d96",
     "attention_cached_d128",
     "attention_cached_d256",
-    "cached_merge",
+    "split_merge",
 ];
 
 fn main() {

@@ -13,6 +13,7 @@ namespace longrope {
 struct AttentionBlock {
     int64_t batch, first_query, query_length, key_length;
     int64_t query_start, key_start;  // of the sequence, in its tensors
+    int64_t position;                // of the first query
     MaskLimits limits;               // of the block's queries
     int head;
     bool is_bad;
@@ -47,7 +48,8 @@ struct AttentionBlock {
         return index / p.sections;
     }
 
-    __device__ __forceinline__ void place_at(const longrope_attention_params &p, int rows, uint32_t index) {
+    // All of it; returns its sequence.
+    __device__ __forceinline__ int64_t place_at(const longrope_attention_params &p, int rows, uint32_t index) {
         const int64_t sequence = place(p, rows, index);
         batch = sequence;
         query_start = key_start = 0;
@@ -64,13 +66,15 @@ struct AttentionBlock {
             query_length = query_end - query_start;
             key_length = key_end - key_start;
         }
-        int64_t position = p.query_offset;
+        position = p.query_offset;
         if (p.query_offsets) {
             position = saturating_add(position, p.query_offsets[sequence]);
             const int64_t far = int64_t{1} << 62;
             is_bad |= position < -far || position > far - query_length;
         }
-        limits = mask_limits(position + first_query, p.causal, p.window, p.key_offset);
+        position += first_query;
+        limits = mask_limits(position, p.causal, p.window, p.key_offset);
+        return sequence;
     }
 };
 

@@ -23,6 +23,7 @@
 #pragma once
 
 #include "attention_block.cuh"
+#include "carry.cuh"
 #include "mma.cuh"
 #include "softmax.cuh"
 #include "tile.cuh"
@@ -168,10 +169,32 @@ struct AttentionWarp {
     }
 };
 
+// Merges a row with the earlier result; then nothing is left for its output to be divided by. The lane has two of each eight
+// dimensions of `output`.
+template <int kBlocks>
+__device__ __forceinline__ void carry_in(const longrope_attention_params &p, const AttentionBlock &block, int64_t query,
+                                         float (&output)[kBlocks][4], int half, float &inverse, float &lse) {
+    const CarriedRow row(p, block.batch, query, block.head, lse);
+    const float *const from = row.out(p, block.batch, query, block.head) + threadIdx.x % 4 * 2 * p.carry_stride[3];
+    const float own = row.own * inverse;
+    inverse = 1.0f;
+    lse = row.lse;
+#pragma unroll
+    for (int n = 0; n < kBlocks; ++n) {
+        float x = 0.0f, y = 0.0f;
+        if (row.earlier != 0.0f && 8 * n < p.head_dim) {
+            x = from[8 * n * p.carry_stride[3]];
+            y = from[(8 * n + 1) * p.carry_stride[3]];
+        }
+        output[n][2 * half] = fmaf(output[n][2 * half], own, x * row.earlier);
+        output[n][2 * half + 1] = fmaf(output[n][2 * half + 1], own, y * row.earlier);
+    }
+}
+
 // Writes this warp's rows: the output over the sum, and the log-sum-exp.
 template <class T, class Shape, bool kVector>
 __device__ __forceinline__ void store_rows(const longrope_attention_params &p, const AttentionBlock &block,
-                                           const AttentionWarp<T, Shape> &warp, char *staging) {
+                                           AttentionWarp<T, Shape> &warp, char *staging) {
     const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, first_row = thread / 32 * 16 * Shape::kM;
     using Layout = Tile<Shape::kDim>;
     constexpr int kM = Shape::kM;
@@ -183,11 +206,13 @@ __device__ __forceinline__ void store_rows(const longrope_attention_params &p, c
         for (int half = 0; half < 2; ++half) {
             const float sum = warp.row[m][half].total();
             inverse[m][half] = sum == 0.0f ? 0.0f : 1.0f / sum;
+            const float log2_sum = log2f(sum) + (warp.row[m][half].finite() - kWeightBias<T>);
+            float lse = sum == 0.0f ? -INFINITY : log2_sum * 0.693147180559945f;
             const int64_t query = first + 16 * m + 8 * half + lane / 4;
-            if (p.lse && lane % 4 == 0 && query < block.query_length) {
-                const float log2_sum = log2f(sum) + (warp.row[m][half].finite() - kWeightBias<T>);
-                p.lse[block.batch * p.lse_stride[0] + (block.query_start + query) * p.lse_stride[1] +
-                      block.head * p.lse_stride[2]] = sum == 0.0f ? -INFINITY : log2_sum * 0.693147180559945f;
+            if (query >= block.query_length) continue;
+            if (p.carry) carry_in(p, block, block.query_start + query, warp.output[m], half, inverse[m][half], lse);
+            if (p.lse && lane % 4 == 0) {
+                p.lse[block.batch * p.lse_stride[0] + (block.query_start + query) * p.lse_stride[1] + block.head * p.lse_stride[2]] = lse;
             }
         }
     }

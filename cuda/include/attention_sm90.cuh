@@ -2,7 +2,7 @@
 //
 //   out = softmax(scale q k^T + mask) v        query head h reads key head h / group
 //
-// A block is one warpgroup that draws items and loads, and kConsumers that compute, each on 64 queries of the item. All walk over
+// A block is one warpgroup that draws items, loads, and rotates queries if they are not rotated yet, and kConsumers that compute, each on 64 queries of the item. All walk over
 // the same tiles of keys, from the last to the first, with the online softmax of softmax.cuh.
 //
 //   loader      K0 | Q | K1 | V0 | K2 | V1 | ...        tiles by the copy engine, into rings
@@ -24,8 +24,11 @@
 #pragma once
 
 #include "attention_sm90_consumer.cuh"
+#include "attention_sm90_rotate.cuh"
 #include "attention_sm90_load.cuh"
 #include "tile.cuh"
+
+#include <type_traits>
 
 namespace longrope {
 
@@ -58,7 +61,7 @@ struct HopperShared {
     uint32_t tiles, barriers;
 
     static constexpr int kStages = Shape::kStages, kQueries = Shape::kQueryStages;
-    static constexpr int kBarriers = 4 * kStages + 2 * kQueries + 2 * kItemSlots + 1;
+    static constexpr int kBarriers = 4 * kStages + 2 * kQueries + 3 * kItemSlots + 1;
 
     __device__ __forceinline__ HopperShared(const char *dynamic, const uint64_t *barrier_words) {
         tiles = (shared_address(dynamic) + 1023) / 1024 * 1024;
@@ -78,6 +81,8 @@ struct HopperShared {
     __device__ __forceinline__ uint32_t queries_empty(int slot) const { return barrier(4 * kStages + kQueries + slot); }
     __device__ __forceinline__ uint32_t item_full(int slot) const { return barrier(4 * kStages + 2 * kQueries + slot); }
     __device__ __forceinline__ uint32_t item_empty(int slot) const { return barrier(4 * kStages + 2 * kQueries + kItemSlots + slot); }
+    // The item's queries are rotated. As items follow one another in a slot, nobody writes there before they are loaded.
+    __device__ __forceinline__ uint32_t rotated(int slot) const { return barrier(4 * kStages + 2 * kQueries + 2 * kItemSlots + slot); }
     // Of a tile that the loader is to clear in part before it is full.
     __device__ __forceinline__ uint32_t cleared() const { return barrier(kBarriers - 1); }
 
@@ -96,6 +101,7 @@ struct HopperShared {
         for (int slot = 0; slot < kItemSlots; ++slot) {
             barrier_init(item_full(slot), 1);
             barrier_init(item_empty(slot), 4 * Shape::kConsumers + 1);  // every warp that computes, and the loader
+            barrier_init(rotated(slot), kRotatingWarps);
         }
         barrier_init(cleared(), 1);
         barrier_init_done();
@@ -139,23 +145,26 @@ __device__ __forceinline__ void consume_items(const longrope_attention_sm90_para
     const Turns<Shape> turns(group);
     Turn<kItemSlots> turn;
     Turn<Shape::kQueryStages> query;
-    Turn<Shape::kStages> key, value;
+    // At 256 there is no register left.
+    const auto my_queries = [&] { return (Shape::kDim > 128 ? thread_again() / 128 - 1 : group) * 64 * 128; };
+    using StageTurn = std::conditional_t<(Shape::kDim > 128), PackedTurn<Shape::kStages>, Turn<Shape::kStages>>;
+    StageTurn key, value;
     Consumer<T, Shape> mine;
     mine.clear_output();
     int pending = 0;  // tiles of the item before, of which the last is still to be added to the output
 
-    const auto wait_for_values = [&] { barrier_wait(shared.values_full(value.slot), value.parity); };
-    const auto begin_output = [&] { mine.begin_output(shared.value_tile(value.slot)); };
+    const auto wait_for_values = [&] { barrier_wait(shared.values_full(value.slot()), value.parity()); };
+    const auto begin_output = [&] { mine.begin_output(shared.value_tile(value.slot())); };
     const auto end_output = [&] {
         wgmma_wait<0>();
         hold(mine.output);
-        if (speaks()) barrier_arrive(shared.values_empty(value.slot));
+        if (speaks()) barrier_arrive(shared.values_empty(value.slot()));
         value.next();
     };
     // Stores an item, whose rows ended so.
     const auto finish = [&](const HopperItem &item, int slot, const RowState(&row)[2], int tiles) {
         if (tiles > 1 + Shape::kFoldTiles) mine.unfold(FoldedSums<Shape>(h.sums, references), row);
-        mine.store(p, item, row);
+        mine.store(h, item, row);
         __syncwarp();
         if (thread_again() % 32 == 0) barrier_arrive(shared.item_empty(slot));
         mine.clear_output();
@@ -174,16 +183,16 @@ __device__ __forceinline__ void consume_items(const longrope_attention_sm90_para
     };
 
     for (;; turn.next()) {
-        barrier_wait(shared.item_full(turn.slot), turn.parity);
-        const HopperItem &item = items[turn.slot];
-        const int before = turn.slot ^ 1;
+        barrier_wait(shared.item_full(turn.slot()), turn.parity());
+        const HopperItem &item = items[turn.slot()];
+        const int before = turn.slot() ^ 1;
         const int tiles = item.is_last ? 0 : item.tiles();
         if (tiles <= 0) {
             if (pending) finish_pending(before);
             pending = 0;
             if (item.is_last) break;
             mine.reset_rows();
-            finish(item, turn.slot, mine.row, 0);
+            finish(item, turn.slot(), mine.row, 0);
             continue;
         }
 
@@ -191,20 +200,20 @@ __device__ __forceinline__ void consume_items(const longrope_attention_sm90_para
         const auto start = [&](auto with_pending) {
             constexpr bool kPending = decltype(with_pending)::value;
             float factor[2];
-            barrier_wait(shared.queries_full(query.slot), query.parity);
-            barrier_wait(shared.keys_full(key.slot), key.parity);
+            barrier_wait(shared.queries_full(query.slot()), query.parity());
+            barrier_wait(shared.keys_full(key.slot()), key.parity());
             if (kPending) wait_for_values();
             turns.begin();
             hold(mine.flat_logits());
             hold(mine.output);
             wgmma_fence();
-            mine.begin_logits(shared.query_tile(query.slot) + group * 64 * 128, shared.key_tile(key.slot));
+            mine.begin_logits(shared.query_tile(query.slot()) + my_queries(), shared.key_tile(key.slot()));
             if (kPending) begin_output();
             wgmma_wait<kPending>();
             hold(mine.flat_logits());
             turns.end();
-            if (speaks()) barrier_arrive(shared.keys_empty(key.slot));
-            if (speaks() && tiles == 1) barrier_arrive(shared.queries_empty(query.slot));
+            if (speaks()) barrier_arrive(shared.keys_empty(key.slot()));
+            if (speaks() && tiles == 1) barrier_arrive(shared.queries_empty(query.slot()));
             key.next();
             mine.mask(item, (item.end - 1) * Shape::kKeys);
             const RowState ended[2] = {mine.row[0], mine.row[1]};
@@ -224,12 +233,12 @@ __device__ __forceinline__ void consume_items(const longrope_attention_sm90_para
 
         const auto step = [&](int tile, auto masked) {
             float factor[2];
-            barrier_wait(shared.keys_full(key.slot), key.parity);
+            barrier_wait(shared.keys_full(key.slot()), key.parity());
             turns.begin();
             hold(mine.flat_logits());
             hold(mine.output);
             wgmma_fence();
-            mine.begin_logits(shared.query_tile(query.slot) + group * 64 * 128, shared.key_tile(key.slot));
+            mine.begin_logits(shared.query_tile(query.slot()) + my_queries(), shared.key_tile(key.slot()));
             wait_for_values();
             // Once more, since the way here had a branch.
             wgmma_fence();
@@ -237,8 +246,8 @@ __device__ __forceinline__ void consume_items(const longrope_attention_sm90_para
             wgmma_wait<1>();
             hold(mine.flat_logits());
             turns.end();
-            if (speaks()) barrier_arrive(shared.keys_empty(key.slot));
-            if (speaks() && tile == item.first) barrier_arrive(shared.queries_empty(query.slot));
+            if (speaks()) barrier_arrive(shared.keys_empty(key.slot()));
+            if (speaks() && tile == item.first) barrier_arrive(shared.queries_empty(query.slot()));
             key.next();
             if (decltype(masked)::value) mine.mask(item, tile * Shape::kKeys);
             mine.weigh(factor, p.scale_log2);
@@ -263,7 +272,7 @@ __device__ __forceinline__ void consume_items(const longrope_attention_sm90_para
         query.next();
         pending = tiles;
         if (!Shape::kOverlapsItems) {
-            finish_pending(turn.slot);
+            finish_pending(turn.slot());
             pending = 0;
         }
     }
@@ -286,6 +295,8 @@ __device__ __forceinline__ void attend_on_hopper(const longrope_attention_sm90_p
             load_items<Shape>(h, shared, items, thread);
         } else if (thread == 32) {
             draw_items<Shape>(h, shared, items, block);
+        } else if (thread >= 64 && h.rotates) {
+            rotate_items<T, Shape>(h, shared, items);
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shape::kConsumerRegisters));

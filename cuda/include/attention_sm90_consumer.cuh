@@ -4,18 +4,12 @@
 #pragma once
 
 #include "attention_sm90_items.cuh"
+#include "carry.cuh"
 #include "mma.cuh"
 #include "softmax.cuh"
 #include "wgmma.cuh"
 
 namespace longrope {
-
-// A thread's number, found anew: what is rarely needed is to hold no register over the loops.
-__device__ __forceinline__ int thread_again() {
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
-}
 
 // Where a thread folds its output: memory that it alone reads and writes, so that the order of its sums is given.
 template <class Shape>
@@ -206,24 +200,48 @@ struct Consumer {
     }
 
     // Writes this warp's 16 rows: the output over the sum, and the log-sum-exp.
-    __device__ __forceinline__ void store(const longrope_attention_params &p, const HopperItem &item, const RowState (&row)[2]) {
+    __device__ __forceinline__ void store(const longrope_attention_sm90_params &h, const HopperItem &item, const RowState (&row)[2]) {
+        const longrope_attention_params &p = h.attention;
         const int thread = thread_again() - 128, first = thread / 32 * 16, lane = thread % 32;
+        if (item.is_bad) {
+            if (p.status && lane == 0) atomicOr(p.status, LONGROPE_DEVICE_BAD_PAGE);
+            if (thread == 0) mark_bad_rows(h, item);
+            return;
+        }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const float sum = row[half].total();
-            const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+            float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+            float lse = sum == 0.0f ? -INFINITY : (log2f(sum) + (row[half].finite() - kWeightBias<T>)) * 0.693147180559945f;
             const int query = first + 8 * half + lane / 4;
             const bool is_there = query < item.rows;
-            if (p.lse && is_there && lane % 4 == 0) {
-                const float log2_sum = log2f(sum) + (row[half].finite() - kWeightBias<T>);
-                p.lse[item.lse_at + query * p.lse_stride[1]] = sum == 0.0f ? -INFINITY : log2_sum * 0.693147180559945f;
-            }
+            // With parts, the first one takes it in.
+            if (p.carry && item.part == 0 && is_there) carry_in(p, item, query, half, inverse, lse);
+            if (p.lse && is_there && lane % 4 == 0) p.lse[item.lse_at + query * p.lse_stride[1]] = lse;
             const int64_t at = item.out_at + query * p.out_stride[1];
             if (p.out_is_f32) {
                 store_floats(static_cast<float *>(p.out) + at + lane % 4 * 2, inverse, half, is_there ? p.head_dim : 0);
             } else {
                 store_words(static_cast<T *>(p.out) + at + lane % 4 * 8, inverse, half, is_there ? p.head_dim - lane % 4 * 8 : 0);
             }
+        }
+    }
+
+    // Merges a row with the earlier result; then nothing is left for its output to be divided by.
+    __device__ __forceinline__ void carry_in(const longrope_attention_params &p, const HopperItem &item, int query, int half,
+                                             float &inverse, float &lse) {
+        const int64_t at = item.first_query + query;
+        const CarriedRow row(p, item.batch, at, item.head, lse);
+        const float *const from = row.out(p, item.batch, at, item.head) + thread_again() % 4 * 2;
+        const float own = row.own * inverse;
+        inverse = 1.0f;
+        lse = row.lse;
+#pragma unroll
+        for (int n = 0; n < kDim / 8; ++n) {
+            float2 x = make_float2(0.0f, 0.0f);
+            if (row.earlier != 0.0f && 8 * n < p.head_dim) x = *reinterpret_cast<const float2 *>(from + 8 * n);
+            output[4 * n + 2 * half] = fmaf(output[4 * n + 2 * half], own, x.x * row.earlier);
+            output[4 * n + 2 * half + 1] = fmaf(output[4 * n + 2 * half + 1], own, x.y * row.earlier);
         }
     }
 

@@ -6,51 +6,120 @@
 #pragma once
 
 #include "attention_block.cuh"
+#include "cache_rotation.cuh"
 #include "mbarrier.cuh"
 
 namespace longrope {
 
+// A thread's number, found anew: what is rarely needed is to hold no register over the loops.
+__device__ __forceinline__ int thread_again() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 // An item, as far as that is within 32 bits: the host sees to it that sequences are shorter than 2^30.
 struct HopperItem {
-    int64_t out_at, lse_at;     // elements to the first row of the output, and of the log-sum-exps
-    int batch, head, key_head;  // in the tensors
+    int64_t out_at, lse_at;      // elements to the first row of the output, and of the log-sum-exps
+    int64_t query_at, position;  // elements to the first query, and its position; found where queries are rotated
+    int64_t sequence;            // its row of the page table; found where keys are cached
+    int batch, head;             // of the queries, in their tensor
+    int key_batch, key_head;     // of keys and values
     int first_query, first_key;  // rows of the tensors: of the first query, and of key 0 of the sequence
-    int rows, keys;             // queries there are, and keys of the sequence
-    int see_first, see_end;     // the keys that the first query sees; the next sees one further each
-    int first, end;             // tiles of keys with one that some query sees
-    int full_first, full_end;   // tiles of keys that all queries see
-    bool is_last;               // no item, but the end of them
+    int rows, keys;              // queries there are, and keys of the sequence
+    int see_first, see_end;      // the keys that the first query sees; the next sees one further each
+    int first, end;              // tiles of keys with one that some query sees, as far as they are of this part
+    int full_first, full_end;    // tiles of keys that all queries see
+    int part;                    // of the keys
+    int set;                     // of factors, by its number
+    bool is_bad;                 // a page that it needs does not exist: nothing is written but that
+    bool is_last;                // no item, but the end of them
 
     __device__ __forceinline__ int tiles() const { return end - first; }
 };
 
 // A number of slots in shared memory that are filled and emptied in turn, and the parity of the present round.
 template <int kSlots>
-struct Turn {
-    int slot = 0, parity = 0;
+class Turn {
+    int slot_ = 0, parity_ = 0;
+
+public:
+    __device__ __forceinline__ int slot() const { return slot_; }
+    __device__ __forceinline__ int parity() const { return parity_; }
 
     __device__ __forceinline__ void next() {
         if (kSlots == 1) {
-            parity ^= 1;
-        } else if (++slot == kSlots) {
-            slot = 0;
-            parity ^= 1;
+            parity_ ^= 1;
+        } else if (++slot_ == kSlots) {
+            slot_ = 0;
+            parity_ ^= 1;
         }
     }
+};
+
+// The same in one register, for those that have few.
+template <int kSlots>
+class PackedTurn {
+    int state = 0;  // the slot, and kSlots above it in odd rounds
+
+public:
+    __device__ __forceinline__ int slot() const { return state >= kSlots ? state - kSlots : state; }
+    __device__ __forceinline__ int parity() const { return state >= kSlots; }
+    __device__ __forceinline__ void next() { state = state + 1 == 2 * kSlots ? 0 : state + 1; }
 };
 
 // Items that are known ahead.
 constexpr int kItemSlots = 2;
 
+// Finds what a block of queries is of: of tensors, or of a cache. Returns bits of longrope_device_status.
+template <class Shape>
+__device__ __forceinline__ uint32_t place_block(const longrope_attention_sm90_params &h, AttentionBlock &block, HopperItem &item,
+                                                uint32_t number) {
+    const longrope_attention_params &p = h.attention;
+    if (!h.is_cached) {
+        const int64_t sequence = block.place_at(p, Shape::kRows, number);
+        item.key_batch = static_cast<int>(block.batch);
+        item.sequence = sequence;
+        return block.is_bad ? LONGROPE_DEVICE_BAD_SEQUENCE : 0;
+    }
+    const int64_t sequence = block.place(p, Shape::kRows, number);
+    item.key_batch = static_cast<int>(sequence);
+    item.sequence = sequence;
+    const CachedSequence one(h.cache, h.tokens, sequence);
+    block.batch = one.batch;
+    block.query_start = one.row;
+    block.query_length = one.fresh;
+    block.key_start = 0;
+    block.key_length = one.length;
+    block.position = one.first_position() + block.first_query;
+    block.limits = mask_limits(block.position, true, p.window, 0);
+    return one.bad;
+}
+
+// Marks the rows of a part as those of a bad item (cache.cuh); where keys are not divided, nothing is written.
+__device__ __forceinline__ void mark_bad_rows(const longrope_attention_sm90_params &h, const HopperItem &item) {
+    const longrope_attention_params &p = h.attention;
+    if (h.splits == 1) return;
+    for (int row = 0; row < item.rows; ++row) p.lse[item.lse_at + row * p.lse_stride[1]] = __uint_as_float(kBadPart);
+}
+
 // Writes the item of a block of queries; returns whether there is anything to do for it.
 template <class Shape>
-__device__ __forceinline__ bool describe_item(const longrope_attention_params &p, const AttentionBlock &block, HopperItem &item) {
+__device__ __forceinline__ bool describe_item(const longrope_attention_sm90_params &h, AttentionBlock &block, HopperItem &item,
+                                              uint32_t number) {
+    const longrope_attention_params &p = h.attention;
+    int part = 0;
+    if (h.splits > 1) {
+        part = static_cast<int>(number % h.splits);
+        number /= h.splits;
+    }
+    uint32_t bad = place_block<Shape>(h, block, item, number);
     if (block.head >= p.query_heads) return false;  // the last section may be short
-    if (block.is_bad) {
-        if (p.status) atomicOr(p.status, LONGROPE_DEVICE_BAD_SEQUENCE);
+    // Beyond what is there, and where a sequence is bad that has no rows.
+    if (block.first_query >= block.query_length || (bad && p.sequence_kind == LONGROPE_SEQUENCES_PACKED)) {
+        if (bad && p.status) atomicOr(p.status, bad);
         return false;
     }
-    if (block.first_query >= block.query_length) return false;
     // Beyond this, a row sees everything or nothing.
     constexpr int64_t kFar = 1 << 30;
     // One thing after the other, from what lies in memory: the registers of this thread are few.
@@ -66,10 +135,19 @@ __device__ __forceinline__ bool describe_item(const longrope_attention_params &p
     const auto within = [&](int key) { return min(max(key, 0), keys); };
     const int top_end = within(see_end), bottom_first = within(see_first + rows - 1);
     const int top_first = within(see_first), bottom_end = within(see_end + rows - 1);
-    item.first = top_first / Shape::kKeys;
-    item.end = bottom_end > top_first ? (bottom_end + Shape::kKeys - 1) / Shape::kKeys : top_first / Shape::kKeys;
+    int first = top_first / Shape::kKeys, end = first;
+    if (bottom_end > top_first) end = (bottom_end + Shape::kKeys - 1) / Shape::kKeys;
+    if (h.splits > 1) {
+        const int tiles = end - first;
+        end = first + static_cast<int>(static_cast<int64_t>(tiles) * (part + 1) / h.splits);
+        first += static_cast<int>(static_cast<int64_t>(tiles) * part / h.splits);
+    }
+    item.first = first;
+    item.end = end;
     item.full_first = (bottom_first + Shape::kKeys - 1) / Shape::kKeys;
     item.full_end = top_end / Shape::kKeys;
+    item.part = part;
+    item.is_bad = false;
     step();
     item.batch = static_cast<int>(block.batch);
     item.head = block.head;
@@ -77,13 +155,30 @@ __device__ __forceinline__ bool describe_item(const longrope_attention_params &p
     item.first_query = static_cast<int>(block.query_start + block.first_query);
     item.first_key = static_cast<int>(block.key_start);
     step();
-    item.out_at = block.batch * p.out_stride[0] + block.head * p.out_stride[2];
+    const int64_t batch = block.batch + static_cast<int64_t>(part) * h.batches;
+    item.out_at = batch * p.out_stride[0] + block.head * p.out_stride[2];
     step();
     item.out_at += (block.query_start + block.first_query) * p.out_stride[1];
     step();
-    item.lse_at = block.batch * p.lse_stride[0] + block.head * p.lse_stride[2];
+    item.lse_at = batch * p.lse_stride[0] + block.head * p.lse_stride[2];
     step();
     item.lse_at += (block.query_start + block.first_query) * p.lse_stride[1];
+    if (h.rotates && !bad) {
+        step();
+        item.position = block.position;
+        item.query_at = block.batch * p.q_stride[0] + block.head * p.q_stride[2];
+        step();
+        item.query_at += (block.query_start + block.first_query) * p.q_stride[1];
+        // A sequence is as long as its last query says.
+        const int64_t length = block.position - block.first_query + block.query_length;
+        item.set = cached_set(h.rotary, length, item.sequence);
+        if (item.set == kBadSet) bad = LONGROPE_DEVICE_BAD_CHOICE;
+    }
+    if (bad) {
+        if (p.status) atomicOr(p.status, bad);
+        mark_bad_rows(h, item);
+        return false;
+    }
     return true;
 }
 
@@ -94,18 +189,18 @@ __device__ __forceinline__ void draw_items(const longrope_attention_sm90_params 
     Turn<kItemSlots> turn;
     uint32_t number = blockIdx.x;
     for (bool is_last = false; !is_last; turn.next()) {
-        barrier_wait(shared.item_empty(turn.slot), turn.parity ^ 1);
-        HopperItem &item = items[turn.slot];
+        barrier_wait(shared.item_empty(turn.slot()), turn.parity() ^ 1);
+        HopperItem &item = items[turn.slot()];
         for (bool found = false; !found && !is_last;) {
             is_last = number >= h.items;
             if (is_last) break;
-            block.place_at(h.attention, Shape::kRows, number);
+            const uint32_t present = number;
             // Drawing takes a while; the answer is first needed for the item after this.
             number = h.items > gridDim.x ? gridDim.x + atomicAdd(h.drawn, 1) : h.items;
-            found = describe_item<Shape>(h.attention, block, item);
+            found = describe_item<Shape>(h, block, item, present);
         }
         item.is_last = is_last;
-        barrier_arrive(shared.item_full(turn.slot));
+        barrier_arrive(shared.item_full(turn.slot()));
     }
 }
 

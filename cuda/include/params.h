@@ -185,6 +185,11 @@ typedef struct longrope_attention_params {
     /* |scale| / ln 2, above 0; and 1 if the scale is below 0. */
     float scale_log2;
     int32_t negate;
+    /* An earlier result over other keys that this one is merged with, f32, log-sum-exps natural; or null. */
+    const float *carry;
+    const float *carry_lse;
+    int64_t carry_stride[4];
+    int64_t carry_lse_stride[3];
 } longrope_attention_params;
 
 /* The union of partial results over disjoint keys. Shapes are [batch, length, heads, head_dim], without the last for lse. */
@@ -320,12 +325,13 @@ typedef struct longrope_cached_attention_rotating_params {
     longrope_cache_rotary rotary;
 } longrope_cached_attention_rotating_params;
 
-/* The union of those parts. Rows of no sequence, or of a bad one, are not written. */
-typedef struct longrope_cached_merge_params {
+/* The union of those parts. Rows of no sequence, or of a bad one, are not written. Without `cache.lengths` sequences are the batch
+ * dimension. */
+typedef struct longrope_split_merge_params {
     longrope_merge_params merge;
     longrope_cache cache;
     longrope_new_tokens tokens;
-} longrope_cached_merge_params;
+} longrope_split_merge_params;
 
 /* New tokens: queries are rotated, keys and values go into the cache. Tensors are [batch, length, heads, head_dim], by
  * longrope_new_tokens. */
@@ -379,7 +385,7 @@ typedef struct longrope_tensor_map {
 
 /* Attention on Hopper. */
 typedef struct longrope_attention_sm90_params {
-    /* [batch, heads, length, head dim], in boxes of 64 dimensions by the rows of a tile. */
+    /* [batch, heads, length, head dim], in boxes of 64 dimensions by the rows of a tile; keys and values in pages by `page_rows`. */
     longrope_tensor_map q;
     longrope_tensor_map k;
     longrope_tensor_map v;
@@ -389,9 +395,23 @@ typedef struct longrope_attention_sm90_params {
     uint32_t *drawn;
     /* f32 [blocks][rows of a block][padded head dim]; needed where there are more keys than are summed without folding. */
     float *sums;
-    /* Blocks of queries, of all heads and sequences. */
+    /* Blocks of queries, of all heads and sequences, times `splits`. */
     uint32_t items;
-    uint32_t padding;
+    /* Parts of the keys that the queries of an item see. The results of part i are those of batch i * batches on. */
+    int32_t splits;
+    int32_t batches;
+    /* 1: keys and values, and which tokens the queries are, are those of `cache` and `tokens`. */
+    int32_t is_cached;
+    /* Of a cache with a page table: rows of a box, which divide both a page and a tile. */
+    int32_t page_rows;
+    /* 1: queries are rotated, by `rotary`, on their way through `rotated`. */
+    int32_t rotates;
+    longrope_cache cache;
+    longrope_new_tokens tokens;
+    /* 16 bits [blocks][2 items][rows of a block][head dim], and its description as that of q. */
+    void *rotated;
+    longrope_tensor_map rotated_map;
+    longrope_cache_rotary rotary;
 } longrope_attention_sm90_params;
 
 #endif

@@ -112,7 +112,7 @@ FAMILIES = {
     ),
     # What writes to a cache, and what reads it by chunks; its times are of the bench of decoding.
     "cache": Family(
-        device=("cuda/cache.cu", "cuda/decode_*.cu", "cuda/attention_cached_*.cu", "cuda/cached_merge.cu"),
+        device=("cuda/cache.cu", "cuda/decode_*.cu", "cuda/attention_cached_*.cu", "cuda/split_merge.cu"),
         launch=(*CACHE, "src/ops/prefill.rs", "src/ops/attention_kernels.rs"),
         tests=("tests/gpu/cache/*.rs", "tests/gpu/decode/model.rs", "tests/gpu/attention/oracle.rs"),
         cases_tests=400,

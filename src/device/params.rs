@@ -297,10 +297,14 @@ pub struct longrope_attention_params {
     pub out_is_f32: i32,
     pub scale_log2: f32,
     pub negate: i32,
+    pub carry: *const f32,
+    pub carry_lse: *const f32,
+    pub carry_stride: [i64; 4usize],
+    pub carry_lse_stride: [i64; 3usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of longrope_attention_params"][::core::mem::size_of::<longrope_attention_params>() - 328usize];
+    ["Size of longrope_attention_params"][::core::mem::size_of::<longrope_attention_params>() - 400usize];
     ["Alignment of longrope_attention_params"][::core::mem::align_of::<longrope_attention_params>() - 8usize];
     ["Offset of field: longrope_attention_params::q"]
         [::core::mem::offset_of!(longrope_attention_params, q) - 0usize];
@@ -368,6 +372,14 @@ const _: () = {
         [::core::mem::offset_of!(longrope_attention_params, scale_log2) - 320usize];
     ["Offset of field: longrope_attention_params::negate"]
         [::core::mem::offset_of!(longrope_attention_params, negate) - 324usize];
+    ["Offset of field: longrope_attention_params::carry"]
+        [::core::mem::offset_of!(longrope_attention_params, carry) - 328usize];
+    ["Offset of field: longrope_attention_params::carry_lse"]
+        [::core::mem::offset_of!(longrope_attention_params, carry_lse) - 336usize];
+    ["Offset of field: longrope_attention_params::carry_stride"]
+        [::core::mem::offset_of!(longrope_attention_params, carry_stride) - 344usize];
+    ["Offset of field: longrope_attention_params::carry_lse_stride"]
+        [::core::mem::offset_of!(longrope_attention_params, carry_lse_stride) - 376usize];
 };
 impl Default for longrope_attention_params {
     fn default() -> Self {
@@ -690,19 +702,19 @@ pub struct longrope_cached_attention_params {
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of longrope_cached_attention_params"]
-        [::core::mem::size_of::<longrope_cached_attention_params>() - 512usize];
+        [::core::mem::size_of::<longrope_cached_attention_params>() - 584usize];
     ["Alignment of longrope_cached_attention_params"]
         [::core::mem::align_of::<longrope_cached_attention_params>() - 8usize];
     ["Offset of field: longrope_cached_attention_params::attention"]
         [::core::mem::offset_of!(longrope_cached_attention_params, attention) - 0usize];
     ["Offset of field: longrope_cached_attention_params::cache"]
-        [::core::mem::offset_of!(longrope_cached_attention_params, cache) - 328usize];
+        [::core::mem::offset_of!(longrope_cached_attention_params, cache) - 400usize];
     ["Offset of field: longrope_cached_attention_params::tokens"]
-        [::core::mem::offset_of!(longrope_cached_attention_params, tokens) - 472usize];
+        [::core::mem::offset_of!(longrope_cached_attention_params, tokens) - 544usize];
     ["Offset of field: longrope_cached_attention_params::splits"]
-        [::core::mem::offset_of!(longrope_cached_attention_params, splits) - 504usize];
+        [::core::mem::offset_of!(longrope_cached_attention_params, splits) - 576usize];
     ["Offset of field: longrope_cached_attention_params::batches"]
-        [::core::mem::offset_of!(longrope_cached_attention_params, batches) - 508usize];
+        [::core::mem::offset_of!(longrope_cached_attention_params, batches) - 580usize];
 };
 impl Default for longrope_cached_attention_params {
     fn default() -> Self {
@@ -722,13 +734,13 @@ pub struct longrope_cached_attention_rotating_params {
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of longrope_cached_attention_rotating_params"]
-        [::core::mem::size_of::<longrope_cached_attention_rotating_params>() - 3648usize];
+        [::core::mem::size_of::<longrope_cached_attention_rotating_params>() - 3720usize];
     ["Alignment of longrope_cached_attention_rotating_params"]
         [::core::mem::align_of::<longrope_cached_attention_rotating_params>() - 8usize];
     ["Offset of field: longrope_cached_attention_rotating_params::cached"]
         [::core::mem::offset_of!(longrope_cached_attention_rotating_params, cached) - 0usize];
     ["Offset of field: longrope_cached_attention_rotating_params::rotary"]
-        [::core::mem::offset_of!(longrope_cached_attention_rotating_params, rotary) - 512usize];
+        [::core::mem::offset_of!(longrope_cached_attention_rotating_params, rotary) - 584usize];
 };
 impl Default for longrope_cached_attention_rotating_params {
     fn default() -> Self {
@@ -741,25 +753,24 @@ impl Default for longrope_cached_attention_rotating_params {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct longrope_cached_merge_params {
+pub struct longrope_split_merge_params {
     pub merge: longrope_merge_params,
     pub cache: longrope_cache,
     pub tokens: longrope_new_tokens,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of longrope_cached_merge_params"]
-        [::core::mem::size_of::<longrope_cached_merge_params>() - 368usize];
-    ["Alignment of longrope_cached_merge_params"]
-        [::core::mem::align_of::<longrope_cached_merge_params>() - 8usize];
-    ["Offset of field: longrope_cached_merge_params::merge"]
-        [::core::mem::offset_of!(longrope_cached_merge_params, merge) - 0usize];
-    ["Offset of field: longrope_cached_merge_params::cache"]
-        [::core::mem::offset_of!(longrope_cached_merge_params, cache) - 192usize];
-    ["Offset of field: longrope_cached_merge_params::tokens"]
-        [::core::mem::offset_of!(longrope_cached_merge_params, tokens) - 336usize];
+    ["Size of longrope_split_merge_params"][::core::mem::size_of::<longrope_split_merge_params>() - 368usize];
+    ["Alignment of longrope_split_merge_params"]
+        [::core::mem::align_of::<longrope_split_merge_params>() - 8usize];
+    ["Offset of field: longrope_split_merge_params::merge"]
+        [::core::mem::offset_of!(longrope_split_merge_params, merge) - 0usize];
+    ["Offset of field: longrope_split_merge_params::cache"]
+        [::core::mem::offset_of!(longrope_split_merge_params, cache) - 192usize];
+    ["Offset of field: longrope_split_merge_params::tokens"]
+        [::core::mem::offset_of!(longrope_split_merge_params, tokens) - 336usize];
 };
-impl Default for longrope_cached_merge_params {
+impl Default for longrope_split_merge_params {
     fn default() -> Self {
         let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
         unsafe {
@@ -911,12 +922,21 @@ pub struct longrope_attention_sm90_params {
     pub drawn: *mut u32,
     pub sums: *mut f32,
     pub items: u32,
-    pub padding: u32,
+    pub splits: i32,
+    pub batches: i32,
+    pub is_cached: i32,
+    pub page_rows: i32,
+    pub rotates: i32,
+    pub cache: longrope_cache,
+    pub tokens: longrope_new_tokens,
+    pub rotated: *mut ::core::ffi::c_void,
+    pub rotated_map: longrope_tensor_map,
+    pub rotary: longrope_cache_rotary,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of longrope_attention_sm90_params"]
-        [::core::mem::size_of::<longrope_attention_sm90_params>() - 768usize];
+        [::core::mem::size_of::<longrope_attention_sm90_params>() - 4288usize];
     ["Alignment of longrope_attention_sm90_params"]
         [::core::mem::align_of::<longrope_attention_sm90_params>() - 64usize];
     ["Offset of field: longrope_attention_sm90_params::q"]
@@ -928,13 +948,31 @@ const _: () = {
     ["Offset of field: longrope_attention_sm90_params::attention"]
         [::core::mem::offset_of!(longrope_attention_sm90_params, attention) - 384usize];
     ["Offset of field: longrope_attention_sm90_params::drawn"]
-        [::core::mem::offset_of!(longrope_attention_sm90_params, drawn) - 712usize];
+        [::core::mem::offset_of!(longrope_attention_sm90_params, drawn) - 784usize];
     ["Offset of field: longrope_attention_sm90_params::sums"]
-        [::core::mem::offset_of!(longrope_attention_sm90_params, sums) - 720usize];
+        [::core::mem::offset_of!(longrope_attention_sm90_params, sums) - 792usize];
     ["Offset of field: longrope_attention_sm90_params::items"]
-        [::core::mem::offset_of!(longrope_attention_sm90_params, items) - 728usize];
-    ["Offset of field: longrope_attention_sm90_params::padding"]
-        [::core::mem::offset_of!(longrope_attention_sm90_params, padding) - 732usize];
+        [::core::mem::offset_of!(longrope_attention_sm90_params, items) - 800usize];
+    ["Offset of field: longrope_attention_sm90_params::splits"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, splits) - 804usize];
+    ["Offset of field: longrope_attention_sm90_params::batches"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, batches) - 808usize];
+    ["Offset of field: longrope_attention_sm90_params::is_cached"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, is_cached) - 812usize];
+    ["Offset of field: longrope_attention_sm90_params::page_rows"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, page_rows) - 816usize];
+    ["Offset of field: longrope_attention_sm90_params::rotates"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, rotates) - 820usize];
+    ["Offset of field: longrope_attention_sm90_params::cache"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, cache) - 824usize];
+    ["Offset of field: longrope_attention_sm90_params::tokens"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, tokens) - 968usize];
+    ["Offset of field: longrope_attention_sm90_params::rotated"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, rotated) - 1000usize];
+    ["Offset of field: longrope_attention_sm90_params::rotated_map"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, rotated_map) - 1024usize];
+    ["Offset of field: longrope_attention_sm90_params::rotary"]
+        [::core::mem::offset_of!(longrope_attention_sm90_params, rotary) - 1152usize];
 };
 impl Default for longrope_attention_sm90_params {
     fn default() -> Self {

@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::device::params::{
     longrope_attention_params, longrope_cache_rotary, longrope_cached_attention_params,
-    longrope_cached_attention_rotating_params, longrope_cached_merge_params, longrope_merge_params,
+    longrope_cached_attention_rotating_params, longrope_split_merge_params, longrope_merge_params,
 };
 use crate::device::{Context, Dtype, Family, Grid, Stream};
 use crate::ops::attention::{pointer, section_heads};
@@ -234,7 +234,7 @@ impl Prefill<'_> {
             Merging {
                 kernel: MERGES[out.dtype as usize],
                 grid: Grid { blocks: warps as u32, threads: [MERGE_THREADS, 1, 1], shared_bytes: 0 },
-                params: longrope_cached_merge_params { merge, cache, tokens },
+                params: longrope_split_merge_params { merge, cache, tokens },
             }
         });
         let workspace_bytes = if splits > 1 { lse_offset as usize + splits * part_rows * 4 } else { 0 };
@@ -275,16 +275,16 @@ struct Plan {
 struct Merging {
     kernel: &'static str,
     grid: Grid,
-    params: longrope_cached_merge_params,
+    params: longrope_split_merge_params,
 }
 
-/// By [`Dtype`]: the instances in `cuda/cached_merge.cu`.
+/// By [`Dtype`]: the instances in `cuda/split_merge.cu`.
 static MERGES: [&str; 3] =
-    ["longrope_cached_merge_f32", "longrope_cached_merge_f16", "longrope_cached_merge_bf16"];
+    ["longrope_split_merge_f32", "longrope_split_merge_f16", "longrope_split_merge_bf16"];
 
 /// What a context loads.
 pub(super) fn families() -> Vec<Family> {
-    let merging = Family { image: "cached_merge", kernels: MERGES.to_vec(), shared_bytes: 0, only_on: None };
+    let merging = Family { image: "split_merge", kernels: MERGES.to_vec(), shared_bytes: 0, only_on: None };
     let mut families = attention_kernels::cached_families();
     families.push(merging);
     families

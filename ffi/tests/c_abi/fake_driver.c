@@ -234,7 +234,7 @@ static void print_cached_attention(const char *name, unsigned blocks, const long
     printf("driver:   %d heads, groups of %d, head_dim %d\n", (int)a->query_heads, (int)a->group, (int)a->head_dim);
 }
 
-static void print_cached_merge(const char *name, unsigned blocks, const longrope_cached_merge_params *p) {
+static void print_split_merge(const char *name, unsigned blocks, const longrope_split_merge_params *p) {
     printf("driver:   kernel %s, %u blocks\n", name, blocks);
     print_cache(&p->cache);
     print_tokens(&p->tokens);
@@ -302,8 +302,8 @@ int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned thr
     printf("driver: cuLaunchKernel %.17s on stream %p\n", k->name, stream);
     if (strncmp(k->name, "longrope_attention_cached_", 26) == 0) {
         print_cached_attention(k->name, x, arguments[0]);
-    } else if (strncmp(k->name, "longrope_cached_merge_", 22) == 0) {
-        print_cached_merge(k->name, x, arguments[0]);
+    } else if (strncmp(k->name, "longrope_split_merge_", 22) == 0) {
+        print_split_merge(k->name, x, arguments[0]);
     } else if (strncmp(k->name, "longrope_attention_sm90_", 24) == 0) {
         print_hopper_attention(k->name, x, arguments[0]);
     } else if (strncmp(k->name, "longrope_attention_", 19) == 0) {

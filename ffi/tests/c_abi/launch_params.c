@@ -1,19 +1,26 @@
 /* Reading the parameters of a recorded launch. */
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "launch_params.h"
 #include "params.h"
 
-static void copy(const recorded_launch *launch, const char *kernel, void *to, size_t bytes) {
-    if (strncmp(launch->kernel, kernel, strlen(kernel)) != 0 || launch->bytes < bytes) abort();
-    memcpy(to, launch->params, bytes);
+static int is_of(const recorded_launch *launch, const char *kernel) {
+    return strncmp(launch->kernel, kernel, strlen(kernel)) == 0;
+}
+
+static void copy(const recorded_launch *launch, const char *kernel, size_t from, void *to, size_t bytes) {
+    if (!is_of(launch, kernel) || launch->bytes < from + bytes) abort();
+    memcpy(to, launch->params + from, bytes);
 }
 
 attention_seen see_attention(const recorded_launch *launch) {
     longrope_attention_params p;
     attention_seen seen;
-    copy(launch, "longrope_attention_", &p, sizeof p);
+    /* Hopper's block begins with maps of the tensors. */
+    const int is_hopper = is_of(launch, "longrope_attention_sm90_");
+    copy(launch, "longrope_attention_", is_hopper ? offsetof(longrope_attention_sm90_params, attention) : 0, &p, sizeof p);
     seen.causal = p.causal;
     seen.packed = p.sequence_kind == LONGROPE_SEQUENCES_PACKED;
     seen.wide = p.starts_are_wide;
@@ -35,7 +42,7 @@ attention_seen see_attention(const recorded_launch *launch) {
 attention_seen see_decode(const recorded_launch *launch) {
     longrope_decode_params p;
     attention_seen seen;
-    copy(launch, "longrope_decode_", &p, sizeof p);
+    copy(launch, "longrope_decode_", 0, &p, sizeof p);
     memset(&seen, 0, sizeof seen);
     seen.causal = 1; /* there is no other decoding */
     seen.packed = p.tokens.starts != NULL;
@@ -56,7 +63,7 @@ attention_seen see_decode(const recorded_launch *launch) {
 parts_seen see_parts(const recorded_launch *launch) {
     longrope_decode_params p;
     parts_seen seen;
-    copy(launch, "longrope_decode_", &p, sizeof p);
+    copy(launch, "longrope_decode_", 0, &p, sizeof p);
     seen.parts = p.parts;
     seen.parts_lse = p.parts_lse;
     seen.slot_rows = p.slot_rows;

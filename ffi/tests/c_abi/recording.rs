@@ -47,7 +47,7 @@ impl Recorded {
 /// What reads the kernels' parameters, compiled: their header has names that are the library's as well.
 fn kernel_parameters(folder: &Path) -> std::path::PathBuf {
     let object = folder.join("launch_params.o");
-    let mut compiler = Language::C99.compiler();
+    let mut compiler = Language::C11.compiler();
     compiler.arg("-c").arg(package().join("tests/c_abi/launch_params.c"));
     succeed(compiler.arg("-I").arg(package().join("../cuda/include")).arg("-o").arg(&object));
     object

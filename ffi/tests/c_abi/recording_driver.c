@@ -186,7 +186,8 @@ static size_t block_bytes(const char *name) {
     static const struct { const char *start; size_t bytes; } blocks[] = {
         {"longrope_attention_cached_rotating_", sizeof(longrope_cached_attention_rotating_params)},
         {"longrope_attention_cached_", sizeof(longrope_cached_attention_params)},
-        {"longrope_cached_merge_", sizeof(longrope_cached_merge_params)},
+        {"longrope_split_merge_", sizeof(longrope_split_merge_params)},
+        {"longrope_attention_sm90_", sizeof(longrope_attention_sm90_params)},
         {"longrope_attention_", sizeof(longrope_attention_params)},
         {"longrope_merge_", sizeof(longrope_merge_params)},
         {"longrope_decode_rotating_", sizeof(longrope_decode_rotating_params)},
@@ -241,6 +242,33 @@ int cuLaunchKernelEx(const struct launch_config *config, void *given, void **arg
     if (config->attribute_count > 1 || (config->attribute_count == 1 && !config->attributes)) return INVALID_VALUE;
     return cuLaunchKernel(given, config->x, config->y, config->z, config->tx, config->ty, config->tz, config->shared,
                           config->stream, arguments, extra);
+}
+
+int cuMemsetD32Async(unsigned long long address, unsigned value, size_t count, void *stream) {
+    void *context;
+    const int error = context_of(stream, &context);
+    if (error) return error;
+    if (address == 0 || address % 4 != 0 || value != 0 || count != 1) return INVALID_VALUE;
+    ++mine.clears;
+    mine.cleared = address;
+    mine.cleared_on = stream;
+    return 0;
+}
+
+/* The driver's own limits: strides of multiples of 16 bytes below 2^40, sizes to 2^32, boxes of up to 256 places. */
+int cuTensorMapEncodeTiled(longrope_tensor_map *map, int dtype, uint32_t rank, void *address, const uint64_t *sizes,
+                           const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave,
+                           int swizzle, int promotion, int fill) {
+    uint32_t i;
+    (void)dtype, (void)interleave, (void)swizzle, (void)promotion, (void)fill;
+    if ((uintptr_t)map % 64 != 0 || rank != 4 || (uintptr_t)address % 16 != 0) return INVALID_VALUE;
+    for (i = 0; i < rank; ++i) {
+        if (sizes[i] == 0 || sizes[i] > (1ull << 32) || box[i] == 0 || box[i] > 256 || steps[i] != 1) return INVALID_VALUE;
+        if (i < rank - 1 && (strides[i] % 16 != 0 || strides[i] >= 1ull << 40)) return INVALID_VALUE;
+    }
+    memset(map, 0, sizeof *map);
+    map->words[0] = (uintptr_t)address;
+    return 0;
 }
 
 int cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *stream) {

@@ -18,6 +18,9 @@ typedef struct recorded_launch {
 typedef struct recorded {
     long launches;            /* since the program set it to 0; the last two are kept */
     long context_changes;     /* calls that set, push, pop, make or retain a CUDA context */
+    long clears;              /* words that were cleared, on the stream of the launch that follows */
+    unsigned long long cleared; /* the last of them */
+    void *cleared_on;         /* its stream */
     int is_idle;              /* set by the program: launches are neither checked nor kept */
     recorded_launch launch[2]; /* launch number i, from 0, is at i % 2 */
 } recorded;

@@ -141,7 +141,7 @@ driver:   lse 0x106c00 by 18 6 1
 driver:   window 0 splits 3 of 2 batches, scale 0.125 negated 0 status (nil)
 driver:   6 heads, groups of 3, head_dim 64
 driver: cuLaunchKernel longrope_cached_m on stream 0x77
-driver:   kernel longrope_cached_merge_f32, 5 blocks
+driver:   kernel longrope_split_merge_f32, 5 blocks
 driver:   cache k 0x20000 v 0x28000, 2 pages of 1100, 2 heads
 driver:   k 140800 128 64 1
 driver:   v 140800 128 64 1

@@ -1,4 +1,4 @@
-// The union of partial results of attention over a cache: that of merge.cuh, of the rows of good sequences.
+// The union of partial results of attention whose keys were divided among blocks: that of merge.cuh, of the rows of good sequences.
 #pragma once
 
 #include "cache.cuh"
@@ -7,12 +7,13 @@
 namespace longrope {
 
 template <class T>
-__device__ __forceinline__ void cached_merge(const longrope_cached_merge_params &p) {
+__device__ __forceinline__ void split_merge(const longrope_split_merge_params &p) {
     const MergePlace place = MergePlace::of_warp(p.merge);
     if (!place.exists) return;
-    const int64_t sequence =
-        p.tokens.starts ? sequence_of_row(p.tokens, p.cache.sequences, place.query) : place.batch;
-    if (sequence < 0 || CachedSequence(p.cache, p.tokens, sequence).bad) return;
+    if (p.cache.lengths) {
+        const int64_t sequence = p.tokens.starts ? sequence_of_row(p.tokens, p.cache.sequences, place.query) : place.batch;
+        if (sequence < 0 || CachedSequence(p.cache, p.tokens, sequence).bad) return;
+    }
     const int lane = threadIdx.x % 32;
     const float *const lse = p.merge.parts_lse + place.batch * p.merge.in_lse_stride[0] +
                              place.query * p.merge.in_lse_stride[1] + place.head * p.merge.in_lse_stride[2];
