@@ -48,7 +48,11 @@ struct AttentionBlock {
     }
 
     __device__ __forceinline__ void place_at(const longrope_attention_params &p, int rows, uint32_t index) {
-        const int64_t sequence = place(p, rows, index);
+        read_sequence(p, place(p, rows, index));
+    }
+
+    // What there is of a sequence, and whether it can be. `first_query` is set.
+    __device__ __forceinline__ void read_sequence(const longrope_attention_params &p, int64_t sequence) {
         batch = sequence;
         query_start = key_start = 0;
         query_length = p.query_length;
