@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 /// The families of kernels: `cuda/NAME.cu` each.
-const FAMILIES: [&str; 25] = [
+const FAMILIES: [&str; 30] = [
     "rotary",
     "cache",
     "attention_sm80_d64",
@@ -40,6 +40,11 @@ const FAMILIES: [&str; 25] = [
     "attention_cached_d128",
     "attention_cached_d256",
     "split_merge",
+    "attention_backward_sm80_d64",
+    "attention_backward_sm80_d96",
+    "attention_backward_sm80_d128",
+    "attention_backward_sm80_d256",
+    "attention_delta",
 ];
 
 fn main() {

@@ -51,6 +51,12 @@ struct AttentionBlock {
     // All of it; returns its sequence.
     __device__ __forceinline__ int64_t place_at(const longrope_attention_params &p, int rows, uint32_t index) {
         const int64_t sequence = place(p, rows, index);
+        read_sequence(p, sequence);
+        return sequence;
+    }
+
+    // What there is of a sequence, and whether it can be. `first_query` is set.
+    __device__ __forceinline__ void read_sequence(const longrope_attention_params &p, int64_t sequence) {
         batch = sequence;
         query_start = key_start = 0;
         query_length = p.query_length;
@@ -74,7 +80,6 @@ struct AttentionBlock {
         }
         position += first_query;
         limits = mask_limits(position, p.causal, p.window, p.key_offset);
-        return sequence;
     }
 };
 

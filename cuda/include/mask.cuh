@@ -27,6 +27,11 @@ struct KeyRange {
     int64_t first, end;
 };
 
+// Queries `first` to `end`, the latter not included, likewise.
+struct QueryRange {
+    int64_t first, end;
+};
+
 // The mask of a run of queries, seen from the first of them: query r of the run sees the keys from `first + r` to before
 // `end + r`, as far as they exist. Both are within 2^62 of 0, so that r can be added.
 struct MaskLimits {
@@ -36,6 +41,15 @@ struct MaskLimits {
         KeyRange range;
         range.first = clamp(first + r, 0, keys);
         range.end = clamp(end + r, range.first, keys);
+        return range;
+    }
+
+    // The queries of the run, of so many, that see one of `count` keys from `key` on: they follow one another, since later
+    // queries begin and end with later keys.
+    LONGROPE_HD QueryRange seeing(int64_t key, int64_t count, int64_t queries) const {
+        QueryRange range;
+        range.first = clamp(key - end + 1, 0, queries);
+        range.end = clamp(key + count - first, range.first, queries);
         return range;
     }
 };
@@ -52,5 +66,31 @@ LONGROPE_HD MaskLimits mask_limits(int64_t position, bool causal, int64_t window
     limits.end = clamp(limits.end, -far, far);
     return limits;
 }
+
+// The mask of a tile: of row r, the columns from low + r to before high + r are seen. Far away, a tile sees all or nothing.
+struct MaskBand {
+    static constexpr int kFar = 1 << 20;
+    int low, high;
+
+    static LONGROPE_HD int limit(int64_t x) { return static_cast<int>(clamp(x, -kFar, kFar)); }
+
+    // Rows are queries, from that of the limits on; columns keys, from `first_key` on.
+    static LONGROPE_HD MaskBand of_queries(const MaskLimits &limits, int64_t first_key) {
+        return {limit(limits.first - first_key), limit(limits.end - first_key)};
+    }
+
+    // Rows are keys, `distance` after the columns, which are queries: the limits are of query 0. Query c sees key r if
+    // limits.first <= distance + r - c < limits.end.
+    static LONGROPE_HD MaskBand of_keys(const MaskLimits &limits, int64_t distance) {
+        return {limit(distance - limits.end + 1), limit(distance - limits.first + 1)};
+    }
+
+    // Seen from a later row.
+    LONGROPE_HD MaskBand from_row(int row) const { return {low + row, high + row}; }
+
+    // Of so many rows and columns, whether all are seen, or none.
+    LONGROPE_HD bool shows_all(int rows, int columns) const { return low + rows - 1 <= 0 && high >= columns; }
+    LONGROPE_HD bool shows_none(int rows, int columns) const { return low >= columns || high + rows - 1 <= 0; }
+};
 
 }  // namespace longrope

@@ -414,4 +414,52 @@ typedef struct longrope_attention_sm90_params {
     longrope_cache_rotary rotary;
 } longrope_attention_sm90_params;
 
+/* The sum of out * d_out over the head dimension, for each row. Shapes are [batch, length, heads, head_dim]. */
+typedef struct longrope_attention_delta_params {
+    /* Of the kernel's type, and f32 by `out_is_f32`. */
+    const void *out;
+    const void *d_out;
+    /* f32, without the last dimension. */
+    float *delta;
+    int64_t out_stride[4];
+    int64_t d_out_stride[4];
+    int64_t delta_stride[3];
+    int64_t batch;
+    int64_t length;
+    int32_t heads;
+    int32_t head_dim;
+    int32_t out_is_f32;
+    /* Lanes that share a row: a power of two up to 32. */
+    int32_t lanes;
+} longrope_attention_delta_params;
+
+/* Gradients of attention. */
+typedef struct longrope_attention_backward_params {
+    /* `out` is not used, `lse` is read and always there, and the sign of the scale is in `scale`. Its tiles and sections are
+     * those of the kernel for queries. */
+    longrope_attention_params attention;
+    /* 16 bits as q, of its shape. */
+    const void *d_out;
+    /* f32 [batch, query length, heads]. */
+    const float *delta;
+    /* Each 16 bits as q, or f32 by `dq_is_f32` and its like. */
+    void *dq;
+    void *dk;
+    void *dv;
+    int64_t d_out_stride[4];
+    int64_t delta_stride[3];
+    int64_t dq_stride[4];
+    int64_t dk_stride[4];
+    int64_t dv_stride[4];
+    /* Blocks of a sequence and key head; each takes every so many-th tile of keys. */
+    int64_t key_blocks;
+    /* 1: results are added to what is there, which is f32. */
+    int32_t accumulate;
+    int32_t dq_is_f32;
+    int32_t dk_is_f32;
+    int32_t dv_is_f32;
+    int32_t key_heads;
+    float scale;
+} longrope_attention_backward_params;
+
 #endif

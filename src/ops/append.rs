@@ -4,7 +4,7 @@ use crate::Error;
 use crate::descriptor::Pairing;
 use crate::device::params::longrope_append_params;
 use crate::device::{Context, DeviceTensor, Dtype, Grid, Stream};
-use crate::ops::attention::{check_address, pointer};
+use crate::ops::attention_arguments::{check_address, pointer};
 use crate::ops::cache::{Cache, NewTokens, check_elements};
 use crate::ops::cache_launch::{self, append_kernel};
 use crate::ops::cache_rotary::CacheRotary;

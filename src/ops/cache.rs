@@ -5,7 +5,7 @@ use crate::device::params::{
     LONGROPE_DEVICE_BAD_LENGTH, LONGROPE_DEVICE_BAD_PAGE, longrope_cache, longrope_new_tokens,
 };
 use crate::device::{DeviceTensor, Dtype};
-use crate::ops::attention::{Starts, check_address, pointer};
+use crate::ops::attention_arguments::{Starts, check_address, pointer};
 
 /// The bit of the status word that a bad length sets: it is below 0, below the sequence's new tokens but not 0, or beyond what
 /// the cache holds for the sequence. Nothing of that sequence is read or written.

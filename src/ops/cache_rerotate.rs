@@ -4,7 +4,7 @@ use crate::Error;
 use crate::descriptor::Pairing;
 use crate::device::params::longrope_cache_rerotate_params;
 use crate::device::{Context, Dtype, Stream};
-use crate::ops::attention::check_address;
+use crate::ops::attention_arguments::check_address;
 use crate::ops::cache::{Cache, check_elements};
 use crate::ops::cache_launch::{rerotate_kernel, walking_launch};
 use crate::ops::cache_rotary::CacheRotary;

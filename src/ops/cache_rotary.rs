@@ -6,7 +6,7 @@ use crate::device::params::{
     LONGROPE_CHOICE_BY_INDEX, LONGROPE_CHOICE_BY_LENGTH, LONGROPE_CHOICE_LONG, LONGROPE_CHOICE_SHORT,
     longrope_cache_rotary,
 };
-use crate::ops::attention::{check_address, pointer};
+use crate::ops::attention_arguments::{check_address, pointer};
 use crate::ops::factors::{factor_sets, is_parity};
 use crate::scaling::{FactorSets, SetChoice};
 

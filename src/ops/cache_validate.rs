@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::device::{Address, DeviceTensor, Stream, download};
-use crate::ops::attention::Starts;
+use crate::ops::attention_arguments::Starts;
 use crate::ops::cache::{Cache, DeviceLengths, NewTokens, PageTable};
 use crate::ops::cache_rotary::{CacheChoices, CacheRotary};
 

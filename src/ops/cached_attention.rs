@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::device::{DeviceTensor, Dtype, Stream};
-use crate::ops::attention::check_address;
+use crate::ops::attention_arguments::check_address;
 use crate::ops::cache::{Cache, NewTokens, check_elements, check_vectors};
 use crate::ops::cache_rotary::CacheRotary;
 use crate::ops::cache_validate::Numbers;

@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::device::params::{longrope_cache_rotary, longrope_decode_params, longrope_decode_rotating_params};
 use crate::device::{Context, Dtype, Grid, Stream};
-use crate::ops::attention::pointer;
+use crate::ops::attention_arguments::pointer;
 use crate::ops::cache::{Cache, NewTokens};
 use crate::ops::cache_rotary::CacheRotary;
 use crate::ops::cached_attention::{CachedAttention, DecodeTensors, scale_log2};

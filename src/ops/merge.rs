@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::device::params::longrope_merge_params;
 use crate::device::{Context, DeviceTensor, Dtype, Family, Grid, Stream};
-use crate::ops::attention::{check_address, pointer};
+use crate::ops::attention_arguments::{check_address, pointer};
 
 /// Partial results of one attention over disjoint keys, all of one layout: `out` f32 `[batch, length, heads, head_dim]`, `lse`
 /// f32 `[batch, length, heads, 1]`.

@@ -9,6 +9,10 @@ use crate::device::Family;
 
 mod append;
 mod attention;
+mod attention_arguments;
+mod attention_backward;
+mod attention_backward_kernels;
+mod attention_delta;
 mod attention_hopper;
 mod attention_kernels;
 mod cache;
@@ -29,7 +33,10 @@ mod rotary_table;
 mod workspace;
 
 pub use append::{Append, AppendTensors, CachedKeys};
-pub use attention::{Attention, AttentionTensors, BAD_SEQUENCE, Packed, Sequences, Starts};
+pub use attention::{Attention, AttentionTensors};
+pub use attention_arguments::{BAD_SEQUENCE, Packed, Sequences, Starts};
+pub use attention_backward::{AttentionBackward, AttentionBackwardTensors};
+pub use attention_delta::AttentionDelta;
 pub use cache::{BAD_LENGTH, BAD_PAGE, Cache, DeviceLengths, NewTokens, PackedTokens, PageTable};
 pub use cache_rerotate::RerotateCache;
 pub use cache_rotary::{CacheChoices, CacheRotary};
@@ -45,6 +52,8 @@ pub use workspace::Workspace;
 /// The families of kernels that a context loads.
 pub(crate) fn kernel_families() -> Vec<Family> {
     let mut families = attention::families();
+    families.extend(attention_backward_kernels::families());
+    families.push(attention_delta::family());
     families.push(rotary_launch::family());
     families.push(merge::family());
     families.extend(decode_kernels::families());

@@ -6,7 +6,7 @@ use crate::device::params::{
     longrope_cached_attention_rotating_params, longrope_split_merge_params, longrope_merge_params,
 };
 use crate::device::{Context, Dtype, Family, Grid, Stream};
-use crate::ops::attention::{pointer, section_heads};
+use crate::ops::attention_arguments::{pointer, section_heads};
 use crate::ops::attention_kernels::{self, CachedKernel};
 use crate::ops::cache::{Cache, NewTokens};
 use crate::ops::cache_rotary::CacheRotary;

@@ -1,0 +1,316 @@
+//! Attention backward.
+
+use crate::Error;
+use crate::descriptor::{self, Layout};
+use crate::device::params::longrope_attention_backward_params;
+use crate::device::{Context, DeviceTensor, Dtype, Grid, Stream};
+use crate::ops::attention_arguments::{
+    Arguments, Sequences, blocks_of, check_address, check_dtype, check_row_numbers, pointer, row_strides,
+    section_heads, unsupported_head_dim,
+};
+use crate::ops::attention_backward_kernels::{self as kernels, Kernels};
+use crate::ops::attention_delta::AttentionDelta;
+use crate::ops::workspace::Workspace;
+
+/// Gradients of scaled dot-product attention on a GPU, by queries, keys and values, given those of the output:
+///
+/// ```text
+/// P  = exp(scale q kᵀ - lse)       dV = Pᵀ dO
+/// dS = P (dO vᵀ - delta)           dQ = scale dS k        dK = scale dSᵀ q
+/// ```
+///
+/// `lse` is that of the forward pass, and `delta` the sum of `out · d_out` over the head dimension ([`AttentionDelta`]). Where
+/// only a part of the keys is at hand, both are those of all keys: then the gradients of the parts are the parts of the gradients,
+/// and dQ is their sum.
+///
+/// Logits and sums are f32; P and dS are rounded to the 16 bits of the inputs before they meet dO, k and q. Every sum has one
+/// order: the same inputs give the same bits. A row whose log-sum-exp is minus infinity saw no key, and adds nothing. A NaN,
+/// or logits beyond f32, make the gradients that depend on them NaN; a value that is not finite may also reach gradients of the
+/// same 128 queries and 64 keys that do not depend on it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionBackward {
+    /// Scale, mask and global positions. The offsets are those of each sequence's first query and key.
+    pub attention: descriptor::Attention,
+    /// How the tensors hold the sequences.
+    pub sequences: Sequences,
+    /// The address of an `i64` per sequence that is added to the query offset; `None` adds nothing.
+    pub query_offsets: Option<u64>,
+    /// The address of a `u32` in which the kernels set bits ([`BAD_SEQUENCE`](super::BAD_SEQUENCE)); they clear none.
+    pub status: Option<u64>,
+    /// Whether gradients are added to what lies there, which is f32.
+    pub accumulate: bool,
+}
+
+/// What the backward pass reads and writes. Queries and what belongs to them are `[batch, query_length, query_heads, head_dim]`,
+/// keys and values `[batch, key_length, key_heads, head_dim]`. Query head `h` reads key head `h / (query_heads / key_heads)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionBackwardTensors {
+    /// Queries, f16 or bf16.
+    pub q: DeviceTensor,
+    /// Keys, of the same type.
+    pub k: DeviceTensor,
+    /// Values, of the same type.
+    pub v: DeviceTensor,
+    /// The output of the forward pass, of the same type or f32. Needed where there is no `delta`, and else not read.
+    pub out: Option<DeviceTensor>,
+    /// The log-sum-exp of the forward pass, f32 `[batch, query_length, query_heads, 1]`.
+    pub lse: DeviceTensor,
+    /// The sum of `out · d_out` over the head dimension, in the shape of `lse`; `None` to have it made in the workspace.
+    pub delta: Option<DeviceTensor>,
+    /// The gradient of the output, of the type of the queries.
+    pub d_out: DeviceTensor,
+    /// The gradient of the queries, of their type or f32.
+    pub dq: DeviceTensor,
+    /// The gradient of the keys, of their type or f32: summed over the query heads that share a key head.
+    pub dk: DeviceTensor,
+    /// The gradient of the values, likewise.
+    pub dv: DeviceTensor,
+}
+
+impl AttentionBackward {
+    /// The backward pass over sequences that are the batch dimension.
+    pub fn new(attention: descriptor::Attention) -> Self {
+        Self { attention, sequences: Sequences::Dense, query_offsets: None, status: None, accumulate: false }
+    }
+
+    /// Whether the arguments mean something, be it offered or not: all that is [`Error::Argument`] in
+    /// [`AttentionBackward::supported`], and nothing else. Any type of elements and any head dimension will do.
+    ///
+    /// # Errors
+    /// Shapes or types that do not belong together, a missing or misaligned address, an output that overlaps itself, neither
+    /// `delta` nor `out`, 16-bit gradients that are to be added to, or a descriptor out of range.
+    pub fn validate(&self, tensors: &AttentionBackwardTensors) -> Result<(), Error> {
+        let AttentionBackwardTensors { q, k, v, .. } = tensors;
+        self.attention.validate(&q.layout, &k.layout, &v.layout, &q.layout)?;
+        let arguments = self.arguments(tensors);
+        arguments.check_tensors()?;
+        check_forward(tensors)?;
+        self.check_gradients(tensors)?;
+        arguments.check_sequences()
+    }
+
+    /// Whether it can be launched for these tensors, or why not. Asks no GPU.
+    ///
+    /// # Errors
+    /// As [`AttentionBackward::run`], but for those of the driver and of the workspace.
+    pub fn supported(&self, tensors: &AttentionBackwardTensors) -> Result<(), Error> {
+        self.plan(tensors).map(drop)
+    }
+
+    /// The bytes of device memory that a launch needs beside its tensors: an f32 for each row of the queries where there is no
+    /// `delta`, else none. A function of the arguments, and of nothing that lies on the device.
+    ///
+    /// # Errors
+    /// As [`AttentionBackward::supported`].
+    pub fn workspace_size(&self, tensors: &AttentionBackwardTensors) -> Result<usize, Error> {
+        self.plan(tensors).map(|plan| plan.workspace_bytes)
+    }
+
+    /// Launches the backward pass: up to three kernels, one after the other.
+    ///
+    /// # Errors
+    /// [`Error::Argument`]: what [`AttentionBackward::validate`] refuses, and a workspace that is too small or misaligned.
+    /// [`Error::Unsupported`]: f32 queries, a head dimension that is not a multiple of 8 up to 256, more than 2^20 heads, 2^31
+    /// sequences, 2^31 blocks of queries or of keys. Or an error of the driver.
+    ///
+    /// # Safety
+    /// All addresses must be of device memory of the stream's context, valid until the kernels ended, aligned to their
+    /// elements, and as large as the shapes say. The outputs and the workspace must overlap no other memory in use.
+    pub unsafe fn run(
+        &self,
+        context: &Context,
+        tensors: &AttentionBackwardTensors,
+        workspace: Workspace,
+        stream: Stream,
+    ) -> Result<(), Error> {
+        let mut plan = self.plan(tensors)?;
+        workspace.check(plan.workspace_bytes)?;
+        if let Some(mut delta) = plan.delta {
+            delta.delta.address = workspace.address;
+            plan.params.delta = workspace.address as *const f32;
+            // SAFETY: the result lies in the workspace, which was checked; the rest is the caller's promise.
+            unsafe { delta.run(context, stream) }?;
+        }
+        for (name, grid) in plan.launches.into_iter().flatten() {
+            // SAFETY: the name is that of a kernel of the backward pass, which takes this block; the rest is the caller's promise.
+            unsafe { context.launch(name, grid, &plan.params, stream) }?;
+        }
+        Ok(())
+    }
+
+    fn arguments<'a>(&'a self, tensors: &'a AttentionBackwardTensors) -> Arguments<'a> {
+        let Self { attention, sequences, query_offsets, status, .. } = self;
+        let AttentionBackwardTensors { q, k, v, .. } = tensors;
+        Arguments {
+            attention,
+            sequences: *sequences,
+            query_offsets: *query_offsets,
+            status: *status,
+            q,
+            k,
+            v,
+        }
+    }
+
+    /// Shapes, types, addresses and the distinctness of what is written.
+    fn check_gradients(&self, tensors: &AttentionBackwardTensors) -> Result<(), Error> {
+        let AttentionBackwardTensors { q, k, v, dq, dk, dv, .. } = tensors;
+        for (name, gradient, of, whose) in [("dq", dq, q, "q"), ("dk", dk, k, "k"), ("dv", dv, v, "v")] {
+            check_shape(name, gradient, of, whose)?;
+            check_dtype(name, gradient, of, whose, true)?;
+            if self.accumulate && gradient.dtype != Dtype::F32 {
+                return Err(Error::argument(
+                    format!("{name}.dtype"),
+                    format!("{:?}", gradient.dtype),
+                    "F32, since gradients are added to what is there",
+                ));
+            }
+            let size = gradient.dtype.size() as u64;
+            check_address(name, Some(gradient.address), size, gradient.layout.is_empty())?;
+            gradient.layout.check_distinct(name)?;
+        }
+        Ok(())
+    }
+
+    /// What is launched, but for the address of the workspace.
+    fn plan(&self, tensors: &AttentionBackwardTensors) -> Result<Plan, Error> {
+        let AttentionBackwardTensors { q, k, v, lse, d_out, dq, dk, dv, .. } = tensors;
+        self.validate(tensors)?;
+        let arguments = self.arguments(tensors);
+        arguments.check_offered()?;
+        let (sequences, longest) = arguments.sequences();
+        let [batch, query_length, heads, head_dim] = q.layout.shape();
+        let (keys, key_heads) = (k.layout.length(), k.layout.heads());
+        let vector = [q, k, v, d_out, dq, dk, dv].into_iter().all(DeviceTensor::is_vectorizable);
+        let Kernels { queries: query_kernel, keys: key_kernel, query_tile } =
+            kernels::portable(q.dtype, head_dim, vector).ok_or_else(|| unsupported_head_dim(head_dim))?;
+
+        // What a caller brings, or what is made: heads apart, so that the queries of one lie side by side.
+        let (delta, made, workspace_bytes) = match (&tensors.delta, &tensors.out) {
+            (Some(delta), _) => (*delta, None, 0),
+            (None, Some(out)) => {
+                let length = query_length as i64;
+                let strides = [length.wrapping_mul(heads as i64), 1, length, 1];
+                let layout = Layout::strided([batch, query_length, heads, 1], strides);
+                // The address of the workspace is yet to come; it is aligned.
+                let delta = DeviceTensor { address: 16, dtype: Dtype::F32, layout };
+                let made = AttentionDelta { out: *out, d_out: *d_out, delta };
+                // Fits, since there are not too many rows.
+                made.supported()?;
+                (delta, Some(made), 4 * batch * query_length * heads)
+            }
+            (None, None) => return Err(no_delta()),
+        };
+
+        let query_tiles = longest.div_ceil(query_kernel.rows);
+        let section_heads = section_heads(2 * k.dtype.size() * k.layout.head_dim(), keys, key_heads, heads);
+        let sections = heads.div_ceil(section_heads);
+        let key_blocks = self.key_blocks(keys.div_ceil(key_kernel.rows), sequences);
+        let query_grid = blocks_of(&[sequences, query_tiles, section_heads, sections]);
+        let key_grid = blocks_of(&[sequences, key_blocks, key_heads]);
+        // A block of keys counts its tiles of queries.
+        let steps = blocks_of(&[heads / key_heads, longest.div_ceil(*query_tile)]);
+        let too_many = |what: String, expected: String| Error::unsupported("tensors", what, expected);
+        let (Some(query_grid), Some(_)) = (query_grid, steps) else {
+            return Err(too_many(
+                format!("{sequences} sequences of up to {longest} queries and {heads} heads"),
+                format!("fewer than 2^31 blocks of {} queries of a head", query_kernel.rows.min(*query_tile)),
+            ));
+        };
+        let Some(key_grid) = key_grid else {
+            return Err(too_many(
+                format!("{sequences} sequences of up to {keys} keys and {key_heads} key heads"),
+                format!("fewer than 2^31 blocks of {} keys of a head", key_kernel.rows),
+            ));
+        };
+
+        let mut attention = arguments.params();
+        attention.lse = lse.address as *mut f32;
+        attention.lse_stride = row_strides(lse);
+        attention.tiles = query_tiles as i64;
+        attention.section_heads = section_heads as i32;
+        attention.sections = sections as i32;
+        let is_f32 = |tensor: &DeviceTensor| i32::from(tensor.dtype == Dtype::F32);
+        let params = longrope_attention_backward_params {
+            attention,
+            d_out: pointer(d_out.address),
+            delta: pointer(delta.address).cast(),
+            dq: pointer(dq.address).cast_mut(),
+            dk: pointer(dk.address).cast_mut(),
+            dv: pointer(dv.address).cast_mut(),
+            d_out_stride: d_out.layout.strides(),
+            delta_stride: row_strides(&delta),
+            dq_stride: dq.layout.strides(),
+            dk_stride: dk.layout.strides(),
+            dv_stride: dv.layout.strides(),
+            key_blocks: key_blocks as i64,
+            accumulate: i32::from(self.accumulate),
+            dq_is_f32: is_f32(dq),
+            dk_is_f32: is_f32(dk),
+            dv_is_f32: is_f32(dv),
+            key_heads: key_heads as i32,
+            scale: arguments.scale(),
+        };
+        let launch = |blocks, kernel: &'static kernels::Kernel| {
+            let grid = Grid { blocks, threads: [kernel.threads, 1, 1], shared_bytes: kernel.shared_bytes };
+            (blocks > 0).then_some((kernel.name, grid))
+        };
+        let launches = [launch(query_grid, query_kernel), launch(key_grid, key_kernel)];
+        // Nothing to launch needs nothing.
+        let is_needed = launches.iter().any(Option::is_some);
+        let delta = made.filter(|_| is_needed);
+        let workspace_bytes = if is_needed { workspace_bytes } else { 0 };
+        Ok(Plan { delta, launches, params, workspace_bytes })
+    }
+
+    /// Blocks of a sequence and key head, for so many tiles of all keys. How many keys a packed sequence has is not known, so that
+    /// blocks take every so many-th of its tiles: twice as many blocks as tiles are had by all sequences together, and 64 by each,
+    /// or as many as there are tiles.
+    fn key_blocks(&self, tiles: usize, sequences: usize) -> usize {
+        match self.sequences {
+            Sequences::Dense => tiles,
+            Sequences::Packed(_) => tiles.min(tiles.saturating_mul(2).div_ceil(sequences.max(1)).max(64)),
+        }
+    }
+}
+
+fn no_delta() -> Error {
+    Error::argument("out", "none", "the output of the forward pass, since there is no delta")
+}
+
+fn check_shape(name: &str, tensor: &DeviceTensor, of: &DeviceTensor, whose: &str) -> Result<(), Error> {
+    let (found, expected) = (tensor.layout.shape(), of.layout.shape());
+    match found == expected {
+        true => Ok(()),
+        false => {
+            let expected = format!("{expected:?}, as {whose}");
+            Err(Error::argument(name, format!("shape {found:?}"), expected))
+        }
+    }
+}
+
+/// What is read of the forward pass, and the gradient of its output.
+fn check_forward(tensors: &AttentionBackwardTensors) -> Result<(), Error> {
+    let AttentionBackwardTensors { q, out, lse, delta, d_out, .. } = tensors;
+    check_shape("d_out", d_out, q, "q")?;
+    check_dtype("d_out", d_out, q, "q", false)?;
+    check_address("d_out", Some(d_out.address), d_out.dtype.size() as u64, d_out.layout.is_empty())?;
+    check_row_numbers("lse", lse, q)?;
+    if let Some(delta) = delta {
+        return check_row_numbers("delta", delta, q);
+    }
+    let out = out.ok_or_else(no_delta)?;
+    check_shape("out", &out, q, "q")?;
+    check_dtype("out", &out, q, "q", true)?;
+    check_address("out", Some(out.address), out.dtype.size() as u64, out.layout.is_empty())
+}
+
+/// What is launched, in this order.
+struct Plan {
+    /// Its result goes into the workspace.
+    delta: Option<AttentionDelta>,
+    /// For dQ, and for dK and dV, as far as there is something to write.
+    launches: [Option<(&'static str, Grid)>; 2],
+    params: longrope_attention_backward_params,
+    workspace_bytes: usize,
+}
