@@ -1064,45 +1064,45 @@ pub struct longrope_attention_backward_params {
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of longrope_attention_backward_params"]
-        [::core::mem::size_of::<longrope_attention_backward_params>() - 552usize];
+        [::core::mem::size_of::<longrope_attention_backward_params>() - 624usize];
     ["Alignment of longrope_attention_backward_params"]
         [::core::mem::align_of::<longrope_attention_backward_params>() - 8usize];
     ["Offset of field: longrope_attention_backward_params::attention"]
         [::core::mem::offset_of!(longrope_attention_backward_params, attention) - 0usize];
     ["Offset of field: longrope_attention_backward_params::d_out"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, d_out) - 328usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, d_out) - 400usize];
     ["Offset of field: longrope_attention_backward_params::delta"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, delta) - 336usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, delta) - 408usize];
     ["Offset of field: longrope_attention_backward_params::dq"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, dq) - 344usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, dq) - 416usize];
     ["Offset of field: longrope_attention_backward_params::dk"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, dk) - 352usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, dk) - 424usize];
     ["Offset of field: longrope_attention_backward_params::dv"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, dv) - 360usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, dv) - 432usize];
     ["Offset of field: longrope_attention_backward_params::d_out_stride"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, d_out_stride) - 368usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, d_out_stride) - 440usize];
     ["Offset of field: longrope_attention_backward_params::delta_stride"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, delta_stride) - 400usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, delta_stride) - 472usize];
     ["Offset of field: longrope_attention_backward_params::dq_stride"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, dq_stride) - 424usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, dq_stride) - 496usize];
     ["Offset of field: longrope_attention_backward_params::dk_stride"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, dk_stride) - 456usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, dk_stride) - 528usize];
     ["Offset of field: longrope_attention_backward_params::dv_stride"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, dv_stride) - 488usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, dv_stride) - 560usize];
     ["Offset of field: longrope_attention_backward_params::key_blocks"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, key_blocks) - 520usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, key_blocks) - 592usize];
     ["Offset of field: longrope_attention_backward_params::accumulate"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, accumulate) - 528usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, accumulate) - 600usize];
     ["Offset of field: longrope_attention_backward_params::dq_is_f32"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, dq_is_f32) - 532usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, dq_is_f32) - 604usize];
     ["Offset of field: longrope_attention_backward_params::dk_is_f32"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, dk_is_f32) - 536usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, dk_is_f32) - 608usize];
     ["Offset of field: longrope_attention_backward_params::dv_is_f32"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, dv_is_f32) - 540usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, dv_is_f32) - 612usize];
     ["Offset of field: longrope_attention_backward_params::key_heads"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, key_heads) - 544usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, key_heads) - 616usize];
     ["Offset of field: longrope_attention_backward_params::scale"]
-        [::core::mem::offset_of!(longrope_attention_backward_params, scale) - 548usize];
+        [::core::mem::offset_of!(longrope_attention_backward_params, scale) - 620usize];
 };
 impl Default for longrope_attention_backward_params {
     fn default() -> Self {

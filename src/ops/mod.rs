@@ -30,10 +30,11 @@ mod rotary;
 mod rotary_launch;
 mod rotary_slices;
 mod rotary_table;
+mod split_merge;
 mod workspace;
 
 pub use append::{Append, AppendTensors, CachedKeys};
-pub use attention::{Attention, AttentionTensors};
+pub use attention::{Attention, AttentionTensors, Carry};
 pub use attention_arguments::{BAD_SEQUENCE, Packed, Sequences, Starts};
 pub use attention_backward::{AttentionBackward, AttentionBackwardTensors};
 pub use attention_delta::AttentionDelta;

@@ -3,14 +3,16 @@
 use crate::Error;
 use crate::device::params::{
     longrope_attention_params, longrope_cache_rotary, longrope_cached_attention_params,
-    longrope_cached_attention_rotating_params, longrope_split_merge_params, longrope_merge_params,
+    longrope_cached_attention_rotating_params,
 };
 use crate::device::{Context, Dtype, Family, Grid, Stream};
-use crate::ops::attention_arguments::{pointer, section_heads};
+use crate::ops::attention_arguments::{pointer, row_strides, section_heads};
+use crate::ops::attention_hopper::{HopperPlan, Request};
 use crate::ops::attention_kernels::{self, CachedKernel};
 use crate::ops::cache::{Cache, NewTokens};
 use crate::ops::cache_rotary::CacheRotary;
 use crate::ops::cached_attention::{CachedAttention, DecodeTensors, scale_log2};
+use crate::ops::split_merge::{self, SplitMerge};
 use crate::ops::workspace::Workspace;
 
 /// Attention of the last tokens of sequences over all of their tokens, as [`Decode`](crate::ops::Decode), for any number of new
@@ -47,8 +49,6 @@ const ENOUGH_BLOCKS: usize = 256;
 const MAX_SPLITS: usize = 32;
 /// Keys of a part, at least, of a sequence that fills its room.
 const PART_KEYS: usize = 512;
-/// Threads of a merging block, a warp a row (`kMergeThreads`).
-const MERGE_THREADS: u32 = 256;
 
 impl Prefill<'_> {
     /// As many new tokens of each sequence, keys that are rotated already, the default scale, no window.
@@ -64,13 +64,13 @@ impl Prefill<'_> {
         self.plan(tensors).map(drop)
     }
 
-    /// The bytes of device memory that a launch needs beside its tensors: partial results, where the keys are divided. A function of
-    /// shapes alone.
+    /// The bytes of device memory that a launch needs beside its tensors, whatever the GPU: partial results, where the keys are divided, and
+    /// what Hopper's kernel needs. A function of shapes alone.
     ///
     /// # Errors
     /// As [`Prefill::supported`].
     pub fn workspace_size(&self, tensors: &DecodeTensors) -> Result<usize, Error> {
-        Ok(self.plan(tensors)?.map_or(0, |plan| plan.workspace_bytes))
+        Ok(self.plan(tensors)?.as_ref().map_or(0, Plan::workspace_bytes))
     }
 
     /// Launches the attention, and the merge of its parts if there are any.
@@ -89,14 +89,14 @@ impl Prefill<'_> {
         stream: Stream,
     ) -> Result<(), Error> {
         let plan = self.plan(tensors)?;
-        workspace.check(plan.as_ref().map_or(0, |plan| plan.workspace_bytes))?;
+        workspace.check(plan.as_ref().map_or(0, Plan::workspace_bytes))?;
         let Some(mut plan) = plan else { return Ok(()) };
+        if let Some(hopper) = plan.hopper.filter(|hopper| hopper.is_there(context)) {
+            // SAFETY: the caller's promise; the workspace was checked.
+            return unsafe { hopper.launch(context, workspace, stream) };
+        }
         if let Some(merge) = &mut plan.merge {
-            let (parts, lse) = (workspace.address, workspace.address.wrapping_add(plan.lse_offset));
-            plan.params.attention.out = pointer(parts).cast_mut();
-            plan.params.attention.lse = lse as *mut f32;
-            merge.params.merge.parts = parts as *const f32;
-            merge.params.merge.parts_lse = lse as *const f32;
+            merge.place(&mut plan.params.attention, workspace.address);
         }
         match plan.rotary {
             None => {
@@ -110,8 +110,8 @@ impl Prefill<'_> {
             }
         }
         let Some(merge) = plan.merge else { return Ok(()) };
-        // SAFETY: as above.
-        Ok(unsafe { context.launch(merge.kernel, merge.grid, &merge.params, stream) }?)
+        // SAFETY: the parts lie in the workspace.
+        Ok(unsafe { merge.launch(context, stream) }?)
     }
 
     /// Checks what lies on the device: lengths, starts, the ids of the pages that are read, numbers of sets. Waits for the stream;
@@ -142,7 +142,7 @@ impl Prefill<'_> {
     }
 
     /// Kernels, grids and parameters, without the workspace's address; `None` if there is no query.
-    fn plan(&self, tensors: &DecodeTensors) -> Result<Option<Plan>, Error> {
+    fn plan<'t>(&'t self, tensors: &'t DecodeTensors) -> Result<Option<Plan<'t>>, Error> {
         let DecodeTensors { q, out, lse } = tensors;
         let common = self.common();
         let idle = common.is_idle(q);
@@ -176,11 +176,6 @@ impl Prefill<'_> {
                 format!("fewer than 2^31 blocks of {} queries of a head", kernel.rows),
             )
         })?;
-        let part_rows = rows.unwrap_or(0);
-        let lse_strides = |lse: &crate::device::DeviceTensor| {
-            let [batch, length, heads, _] = lse.layout.strides();
-            [batch, length, heads]
-        };
         let scale = common.scale(head_dim);
         let mut attention = longrope_attention_params {
             q: pointer(q.address),
@@ -188,7 +183,7 @@ impl Prefill<'_> {
             lse: lse.map_or(0, |lse| lse.address) as *mut f32,
             q_stride: q.layout.strides(),
             out_stride: out.layout.strides(),
-            lse_stride: lse.as_ref().map_or([0; 3], lse_strides),
+            lse_stride: lse.as_ref().map_or([0; 3], row_strides),
             query_length: length as i64,
             window: common.window(),
             status: self.status.unwrap_or(0) as *mut u32,
@@ -206,38 +201,33 @@ impl Prefill<'_> {
             negate: i32::from(scale < 0.0),
             ..Default::default()
         };
-        // Parts are contiguous: [part][batch][length][heads][head_dim].
-        let lse_offset = (splits * part_rows) as u64 * head_dim as u64 * 4;
         let (cache, tokens) = (self.cache.params(), self.tokens.params(q));
-        let merge = (splits > 1).then(|| {
-            let (heads, length, dim) = (heads as i64, length as i64, head_dim as i64);
-            let lse_stride = [length * heads, heads, 1];
-            let in_stride = [length * heads * dim, heads * dim, dim, 1];
-            let merge = longrope_merge_params {
-                part_stride: batch as i64 * in_stride[0],
-                part_lse_stride: batch as i64 * lse_stride[0],
-                part_count: splits as i64,
-                in_stride,
-                in_lse_stride: lse_stride,
-                out: attention.out,
-                lse: attention.lse,
-                out_stride: attention.out_stride,
-                lse_stride: attention.lse_stride,
-                batch: batch as i64,
-                length,
-                heads: heads as i32,
-                head_dim: head_dim as i32,
-                ..Default::default()
-            };
-            (attention.out_stride, attention.lse_stride, attention.out_is_f32) = (in_stride, lse_stride, 1);
-            let warps = part_rows.div_ceil(MERGE_THREADS as usize / 32);
-            Merging {
-                kernel: MERGES[out.dtype as usize],
-                grid: Grid { blocks: warps as u32, threads: [MERGE_THREADS, 1, 1], shared_bytes: 0 },
-                params: longrope_split_merge_params { merge, cache, tokens },
+        let hopper = match self.rotary {
+            // It does not rotate keys.
+            Some(_) => None,
+            None => {
+                let capacity = self.cache.capacity();
+                let request = Request {
+                    q,
+                    k: &self.cache.k,
+                    v: &self.cache.v,
+                    out,
+                    sequences,
+                    longest,
+                    most_keys: capacity,
+                    about_keys: capacity,
+                    scale,
+                    may_split: true,
+                    cache: Some((cache, tokens)),
+                    rotary: None,
+                    max_multiprocessors: None,
+                };
+                HopperPlan::new(request, attention)
             }
-        });
-        let workspace_bytes = if splits > 1 { lse_offset as usize + splits * part_rows * 4 } else { 0 };
+        };
+        let shape = q.layout.shape();
+        let merge = (splits > 1)
+            .then(|| SplitMerge::new(&mut attention, out.dtype, shape, splits, Some((cache, tokens))));
         let params = longrope_cached_attention_params {
             attention,
             cache,
@@ -252,40 +242,33 @@ impl Prefill<'_> {
             params,
             rotary: self.rotary.map(|rotary| rotary.params()).transpose()?,
             merge,
-            lse_offset,
-            workspace_bytes,
+            hopper,
         }))
     }
 }
 
-struct Plan {
+struct Plan<'a> {
     kernel: &'static str,
     grid: Grid,
     params: longrope_cached_attention_params,
     /// Of a kernel that rotates.
     rotary: Option<longrope_cache_rotary>,
-    merge: Option<Merging>,
-    /// Bytes from the workspace's first to the log-sum-exps of parts.
-    lse_offset: u64,
-    /// Bytes of device memory beside the tensors.
-    workspace_bytes: usize,
+    merge: Option<SplitMerge>,
+    /// On Hopper, where its kernel takes the tensors.
+    hopper: Option<HopperPlan<'a>>,
 }
 
-/// The merge of parts.
-struct Merging {
-    kernel: &'static str,
-    grid: Grid,
-    params: longrope_split_merge_params,
+impl Plan<'_> {
+    /// What a launch needs beside its tensors, whichever kernel runs.
+    fn workspace_bytes(&self) -> usize {
+        let parts = self.merge.as_ref().map_or(0, SplitMerge::bytes);
+        self.hopper.as_ref().map_or(0, HopperPlan::workspace_bytes).max(parts)
+    }
 }
-
-/// By [`Dtype`]: the instances in `cuda/split_merge.cu`.
-static MERGES: [&str; 3] =
-    ["longrope_split_merge_f32", "longrope_split_merge_f16", "longrope_split_merge_bf16"];
 
 /// What a context loads.
 pub(super) fn families() -> Vec<Family> {
-    let merging = Family { image: "split_merge", kernels: MERGES.to_vec(), shared_bytes: 0, only_on: None };
     let mut families = attention_kernels::cached_families();
-    families.push(merging);
+    families.push(split_merge::family());
     families
 }

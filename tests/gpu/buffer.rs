@@ -1,6 +1,6 @@
 //! Device memory for tests: buffers with guards around them, filled with poison.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
 use longrope::device::{Context, DeviceTensor, Dtype, Stream};
@@ -14,6 +14,8 @@ pub struct Gpu {
     pub cuda: Arc<CudaContext>,
     /// A stream that does not wait for the legacy default one, nor it for this.
     pub stream: Arc<CudaStream>,
+    /// The kernels of every GPU alone, once they were asked for.
+    portable: OnceLock<Context>,
 }
 
 impl Gpu {
@@ -24,7 +26,16 @@ impl Gpu {
         let load = if is_portable() { Context::portable } else { Context::new };
         let kernels = load(0).map_err(|error| error.to_string())?;
         let stream = cuda.new_stream().map_err(|error| error.to_string())?;
-        Ok(Self { kernels, cuda, stream })
+        Ok(Self { kernels, cuda, stream, portable: OnceLock::new() })
+    }
+
+    /// For what chooses its kernel by the GPU: all that there are to choose from.
+    pub fn contexts(&self) -> Vec<&Context> {
+        let mut contexts = vec![&self.kernels];
+        if !runs_portable_kernels() {
+            contexts.push(self.portable.get_or_init(|| Context::portable(0).unwrap()));
+        }
+        contexts
     }
 
     pub fn raw_stream(&self) -> Stream {
@@ -49,6 +60,11 @@ impl Gpu {
 /// Whether the tests are to run on the kernels of every GPU, rather than on those made for this one.
 pub fn is_portable() -> bool {
     std::env::var("LONGROPE_TEST_PORTABLE").is_ok_and(|value| value == "1")
+}
+
+/// Whether all that runs are the kernels of every GPU: asked for, or because the driver takes PTX alone, which Hopper's have not.
+pub fn runs_portable_kernels() -> bool {
+    is_portable() || std::env::var("CUDA_FORCE_PTX_JIT").is_ok_and(|value| value == "1")
 }
 
 pub fn raw(stream: &CudaStream) -> Stream {

@@ -10,7 +10,7 @@ use crate::{SOMEWHERE, not_offered, tensor, wrong};
 const SHAPE: [usize; 4] = [2, 5, 4, 16];
 
 /// Attention that is right: 4 query heads of 5 tokens over 2 key heads of 7.
-fn right() -> (Attention, AttentionTensors) {
+fn right() -> (Attention<'static>, AttentionTensors) {
     let keys = tensor(Dtype::Bf16, [2, 7, 2, 16]);
     let tensors = AttentionTensors {
         q: tensor(Dtype::Bf16, SHAPE),
@@ -23,7 +23,7 @@ fn right() -> (Attention, AttentionTensors) {
 }
 
 /// The same with packed sequences.
-fn packed(packed: Packed) -> (Attention, AttentionTensors) {
+fn packed(packed: Packed) -> (Attention<'static>, AttentionTensors) {
     let (attention, mut tensors) = right();
     let AttentionTensors { q, k, v, out, lse } = &mut tensors;
     for tensor in [q, k, v, out].into_iter().chain(lse) {

@@ -8,7 +8,7 @@ use longrope::ops::{Attention, AttentionTensors, Packed, Sequences, Starts, Work
 
 use crate::attention::forward::reference_problem;
 use crate::attention::oracle::{self, ONE_CALL, decode, exact, random_bits};
-use crate::buffer::{Buffer, Gpu, is_portable, raw};
+use crate::buffer::{Buffer, Gpu, raw, runs_portable_kernels};
 use crate::random::Order;
 
 pub const TESTS: &[crate::Test] = &[
@@ -76,7 +76,7 @@ fn run(gpu: &Gpu, attention: &Attention, inputs: &Inputs, out: &Buffer) {
     run_on(gpu, attention, inputs, out, gpu.raw_stream());
 }
 
-fn causal() -> Attention {
+fn causal() -> Attention<'static> {
     Attention::new(descriptor::Attention { query_offset: 50, ..descriptor::Attention::causal() })
 }
 
@@ -107,7 +107,6 @@ fn graph(gpu: &Gpu) {
     let mut key_starts = gpu.upload(&[0i64; 3]);
     let mut offsets = gpu.upload(&[0i64; 2]);
     let attention = Attention {
-        attention: descriptor::Attention::causal(),
         sequences: Sequences::Packed(Packed {
             count: 2,
             query_starts: gpu.address(&query_starts),
@@ -117,6 +116,7 @@ fn graph(gpu: &Gpu) {
         }),
         query_offsets: Some(gpu.address(&offsets)),
         status: None,
+        ..Attention::new(descriptor::Attention::causal())
     };
     let replayed = out();
     gpu.stream.synchronize().unwrap();
@@ -201,11 +201,6 @@ fn two_threads(gpu: &Gpu) {
             });
         }
     });
-}
-
-/// Whether all that runs are the kernels of every GPU: asked for, or because the driver takes PTX alone, which Hopper's have not.
-pub fn runs_portable_kernels() -> bool {
-    is_portable() || std::env::var("CUDA_FORCE_PTX_JIT").is_ok_and(|value| value == "1")
 }
 
 /// Queries with room between their elements are for the portable kernel, and its sums are the same however it loads them.

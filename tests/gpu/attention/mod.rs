@@ -5,6 +5,7 @@ mod forward;
 mod items;
 mod long;
 mod merge;
+mod options;
 pub mod oracle;
 mod packed;
 mod partition;
@@ -21,6 +22,7 @@ pub fn tests() -> Vec<crate::Test> {
         reach::TESTS,
         long::TESTS,
         items::TESTS,
+        options::TESTS,
     ];
     files.concat()
 }

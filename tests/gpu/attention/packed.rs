@@ -198,7 +198,6 @@ impl Problem {
         let out = new(self.out_dtype, 3, memory.query_shape);
         let lse = new(Dtype::F32, 4, [1, length, query_heads, 1]);
         let attention = Attention {
-            attention: self.attention,
             sequences: Sequences::Packed(Packed {
                 count: self.lengths.len(),
                 query_starts: gpu.address(&query_starts),
@@ -208,6 +207,7 @@ impl Problem {
             }),
             query_offsets: memory.offsets.iter().any(|x| *x != 0).then(|| gpu.address(&offsets)),
             status: with_status.then(|| gpu.address(&status)),
+            ..Attention::new(self.attention)
         };
         let tensors = AttentionTensors {
             q: memory.q.tensor,

@@ -1,8 +1,8 @@
-//! Attention over parts of the keys, merged to attention over all of them.
+//! Attention over parts of the keys, merged to attention over all of them: at the end, or each part with what came before.
 
 use longrope::descriptor::{self, Layout};
 use longrope::device::{DeviceTensor, Dtype};
-use longrope::ops::{Attention, AttentionTensors, Merge, Parts};
+use longrope::ops::{Attention, AttentionTensors, Carry, Merge, Parts};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -27,6 +27,8 @@ struct Partition {
     attention: descriptor::Attention,
     out_dtype: Dtype,
     seed: u64,
+    /// Each part but the first takes in the result before, and the last writes the result of all.
+    is_carried: bool,
 }
 
 fn partitions() -> impl Strategy<Value = Partition> {
@@ -43,8 +45,9 @@ fn partitions() -> impl Strategy<Value = Partition> {
         },
     );
     let out = select(vec![Dtype::F32, Dtype::F16, Dtype::Bf16]);
-    (dtype(), heads(), head_dim(), 1usize..140, parts, attention, out, any::<u64>()).prop_map(
-        |(dtype, heads, head_dim, query_length, parts, attention, out_dtype, seed)| Partition {
+    let rest = (out, any::<u64>(), any::<bool>());
+    (dtype(), heads(), head_dim(), 1usize..140, parts, attention, rest).prop_map(
+        |(dtype, heads, head_dim, query_length, parts, attention, (out_dtype, seed, is_carried))| Partition {
             dtype,
             heads,
             head_dim,
@@ -53,6 +56,7 @@ fn partitions() -> impl Strategy<Value = Partition> {
             attention,
             out_dtype,
             seed,
+            is_carried,
         },
     )
 }
@@ -63,6 +67,11 @@ fn partition(gpu: &Gpu) {
 
 fn run_partition(gpu: &Gpu, case: &Partition) -> Result<(), TestCaseError> {
     let Partition { dtype, heads: (query_heads, key_heads), head_dim, query_length, .. } = *case;
+    // Attention writes its own type or f32; a merge any.
+    let out_dtype = match case.is_carried && case.out_dtype != Dtype::F32 {
+        true => dtype,
+        false => case.out_dtype,
+    };
     let keys: usize = case.parts.iter().sum();
     let (query_shape, key_shape) = ([1, query_length, query_heads, head_dim], [1, keys, key_heads, head_dim]);
     let random = |which: u64, shape: [usize; 4], largest| {
@@ -83,6 +92,8 @@ fn run_partition(gpu: &Gpu, case: &Partition) -> Result<(), TestCaseError> {
         layout: Layout::strided(shape, whole.tensor.layout.strides()),
     };
     let lse_shape = [1, query_length, query_heads, 1];
+    let out = Buffer::new(gpu, out_dtype, Order::Bshd, query_shape, 0, None);
+    let lse = Buffer::new(gpu, Dtype::F32, Order::Bshd, lse_shape, 0, None);
     let mut first = 0;
     for (i, &length) in case.parts.iter().enumerate() {
         let rows = |whole: &Buffer| DeviceTensor {
@@ -92,19 +103,28 @@ fn run_partition(gpu: &Gpu, case: &Partition) -> Result<(), TestCaseError> {
         };
         let mut attention = Attention::new(case.attention);
         attention.attention.key_offset += first as i64;
-        let tensors = AttentionTensors {
-            q: q.tensor,
-            k: rows(&k),
-            v: rows(&v),
-            out: part(&outs, query_shape, i, out_stride),
-            lse: Some(part(&lses, lse_shape, i, lse_stride)),
+        // Carried on, results take turns in two places, or stay in one.
+        let place = |i: usize| match case.is_carried {
+            true if case.seed % 2 == 0 => 0,
+            true => i % 2,
+            false => i,
         };
+        let of_part = |i| {
+            (part(&outs, query_shape, place(i), out_stride), part(&lses, lse_shape, place(i), lse_stride))
+        };
+        if case.is_carried && i > 0 {
+            let (out, lse) = of_part(i - 1);
+            attention.carry = Some(Carry { out, lse });
+        }
+        let (out, lse) = match case.is_carried && i + 1 == count {
+            true => (out.tensor, lse.tensor),
+            false => of_part(i),
+        };
+        let tensors = AttentionTensors { q: q.tensor, k: rows(&k), v: rows(&v), out, lse: Some(lse) };
         // SAFETY: the parts lie in buffers that live until the result was read.
         unsafe { oracle::launch(gpu, &attention, &tensors) };
         first += length;
     }
-    let out = Buffer::new(gpu, case.out_dtype, Order::Bshd, query_shape, 0, None);
-    let lse = Buffer::new(gpu, Dtype::F32, Order::Bshd, lse_shape, 0, None);
     let parts = Parts {
         count,
         out: part(&outs, query_shape, 0, out_stride),
@@ -112,16 +132,17 @@ fn run_partition(gpu: &Gpu, case: &Partition) -> Result<(), TestCaseError> {
         out_stride,
         lse_stride,
     };
-    // SAFETY: as above.
-    unsafe { launch(gpu, &Merge { parts, out: out.tensor, lse: Some(lse.tensor) }) };
+    if !case.is_carried {
+        // SAFETY: as above.
+        unsafe { launch(gpu, &Merge { parts, out: out.tensor, lse: Some(lse.tensor) }) };
+    }
 
     let lengths = [query_length, keys];
     let one = reference_problem(&case.attention, [query_heads, key_heads], lengths, head_dim, 0);
     let [q, k, v] = bits.map(|bits| decode(dtype, &bits));
     let exact = exact(&one, &q, &k, &v);
     // Each part's output is off by what one call's may be; so is each part's log-sum-exp, which is a factor of its weight
-    // above and below; and the merge itself adds less than one call does.
+    // above and below; and the merge itself adds less than one call does, be it once at the end or with each part.
     let (out, lse) = (out.read(gpu), lse.read(gpu));
-    oracle::check(&exact, dtype, 3.0 * ONE_CALL, (case.out_dtype, &out), Some(&lse))
-        .map_err(TestCaseError::fail)
+    oracle::check(&exact, dtype, 3.0 * ONE_CALL, (out_dtype, &out), Some(&lse)).map_err(TestCaseError::fail)
 }

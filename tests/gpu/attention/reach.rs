@@ -4,10 +4,10 @@ use longrope::descriptor::{self, Layout};
 use longrope::device::{Context, DeviceTensor, Dtype};
 use longrope::ops::{Attention, AttentionTensors, BAD_SEQUENCE, Packed, Sequences, Starts, Workspace};
 
-use crate::attention::contract::{KEYS, count, inputs, output, runs_portable_kernels, tensors};
+use crate::attention::contract::{KEYS, count, inputs, output, tensors};
 use crate::attention::forward::reference_problem;
 use crate::attention::oracle::{self, ONE_CALL, decode, exact, random_bits};
-use crate::buffer::{Buffer, Gpu};
+use crate::buffer::{Buffer, Gpu, runs_portable_kernels};
 use crate::random::Order;
 
 pub const TESTS: &[crate::Test] = &[
@@ -86,7 +86,6 @@ fn beyond_the_first(gpu: &Gpu, head_dim: usize, [queries, keys]: [usize; 2]) {
     let status = gpu.upload(&[0u32]);
     let descriptor = descriptor::Attention::default();
     let attention = Attention {
-        attention: descriptor,
         sequences: Sequences::Packed(Packed {
             count: 2,
             query_starts: gpu.address(&query_starts),
@@ -96,6 +95,7 @@ fn beyond_the_first(gpu: &Gpu, head_dim: usize, [queries, keys]: [usize; 2]) {
         }),
         query_offsets: None,
         status: Some(gpu.address(&status)),
+        ..Attention::new(descriptor)
     };
     let out = Buffer::new(gpu, Dtype::F32, Order::Bshd, query_shape, 0, None);
     let tensors = AttentionTensors { q: q.tensor, k: k.tensor, v: v.tensor, out: out.tensor, lse: None };
@@ -136,7 +136,6 @@ fn workspace_bytes(gpu: &Gpu) {
         };
         let (q, k, v) = (new(100, query_shape, 3.0), new(102, key_shape, 1.0), new(104, key_shape, 1.0));
         let attention = Attention {
-            attention: descriptor::Attention { causal, ..descriptor::Attention::default() },
             sequences: Sequences::Packed(Packed {
                 count: LENGTHS.len(),
                 query_starts: gpu.address(&starts),
@@ -146,6 +145,7 @@ fn workspace_bytes(gpu: &Gpu) {
             }),
             query_offsets: None,
             status: None,
+            ..Attention::new(descriptor::Attention { causal, ..descriptor::Attention::default() })
         };
         let run = |kernels: &Context, byte: u8| {
             let out = Buffer::new(gpu, Dtype::F32, Order::Bshd, query_shape, 0, None);

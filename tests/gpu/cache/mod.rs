@@ -5,7 +5,7 @@ mod contract;
 mod entries;
 mod graph;
 mod life;
-mod model;
+pub mod model;
 mod prefill;
 mod rotating;
 

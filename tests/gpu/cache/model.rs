@@ -25,7 +25,7 @@ use crate::random::Order;
 /// Of an element that one rotation makes, against gain hypot(x1, x2): the rotary kernels' bound.
 pub const ONE_ROTATION: f64 = 1e-6;
 /// The same of a key that is rotated while it is read.
-const WHILE_READ: f64 = 3e-6;
+pub const WHILE_READ: f64 = 3e-6;
 
 /// Three factor sets: plain, short and long.
 #[derive(Debug, Clone)]
@@ -124,6 +124,18 @@ impl Rotation {
             y[second] = factors.gain * (x[second] * cos + x[first] * sin);
         }
         y
+    }
+
+    /// Dimension `i` of the same, with exact angles.
+    pub fn rotate_one(&self, x: &[f64], i: usize, position: usize, long: bool) -> f64 {
+        let Some(partner) = self.partner(i) else { return x[i] };
+        let (first, second) = (i.min(partner), i.max(partner));
+        let pair = if self.pairing == Pairing::HalfSplit { first } else { first / 2 };
+        let reference::Factors { frequencies, gain } = self.factors(position, long);
+        let (x, frequency) = ([x[first], x[second]], [frequencies[pair]]);
+        let pairing = reference::Pairing::HalfSplit;
+        let turned = reference::rotary::rotate(&x, position as i64, &frequency, gain, pairing).unwrap();
+        turned[usize::from(i == second)]
     }
 
     /// Out of the short set and into the long one, or back.

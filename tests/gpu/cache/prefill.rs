@@ -1,7 +1,7 @@
 //! Attention of any number of new tokens over a cache: against the reference, where keys are divided among blocks and where they are
 //! not, and its contract.
 
-use longrope::device::Dtype;
+use longrope::device::{Context, Dtype};
 use longrope::ops::{BAD_LENGTH, BAD_SEQUENCE, CacheChoices, CacheRotary, Prefill, Split, Starts, Workspace};
 use longrope::scaling::SetChoice;
 use proptest::prelude::*;
@@ -30,12 +30,19 @@ struct Ran {
     found: Found,
     /// What `validate` said.
     said: Result<(), String>,
-    /// Bytes of the workspace: not 0 if the keys are divided.
+    /// Bytes of the workspace.
     workspace: usize,
 }
 
-/// One call, with the numbers as the memory has them now.
-fn run(gpu: &Gpu, problem: &Problem, memory: &Memory, rotary: Option<CacheRotary>, has_status: bool) -> Ran {
+/// One call of a context's kernel, with the numbers as the memory has them now.
+fn run(
+    gpu: &Gpu,
+    kernels: &Context,
+    problem: &Problem,
+    memory: &Memory,
+    rotary: Option<CacheRotary>,
+    has_status: bool,
+) -> Ran {
     const GUARD: usize = 256;
     let numbers = problem.numbers(gpu, memory);
     let prefill = problem.prefill(gpu, memory, &numbers);
@@ -47,8 +54,8 @@ fn run(gpu: &Gpu, problem: &Problem, memory: &Memory, rotary: Option<CacheRotary
     let workspace = Workspace { address: gpu.address(&scratch), bytes };
     // SAFETY: the buffers are as large as their layouts say, and live until they were read.
     let said = unsafe {
-        prefill.run(&gpu.kernels, &tensors, workspace, gpu.raw_stream()).unwrap();
-        prefill.validate(&gpu.kernels, &tensors, gpu.raw_stream()).map_err(|error| error.to_string())
+        prefill.run(kernels, &tensors, workspace, gpu.raw_stream()).unwrap();
+        prefill.validate(kernels, &tensors, gpu.raw_stream()).map_err(|error| error.to_string())
     };
     assert!(gpu.download(&scratch)[bytes..].iter().all(|byte| *byte == 0xff), "beyond the workspace");
     let (out, lse) = (out.read(gpu), lse.read(gpu));
@@ -150,8 +157,10 @@ fn within_bound(gpu: &Gpu) {
     let case = || problem(1500, head_dim(1));
     check_cases(gpu, case, |problem| {
         let (memory, exact) = (problem.memory(gpu), problem.exact());
-        let ran = run(gpu, &problem, &memory, None, true);
-        check(&problem, &exact, &ran).map_err(TestCaseError::fail)?;
+        for kernels in gpu.contexts() {
+            let ran = run(gpu, kernels, &problem, &memory, None, true);
+            check(&problem, &exact, &ran).map_err(TestCaseError::fail)?;
+        }
         let most = match problem.form {
             Form::Dense => problem.sequences[0].fresh,
             Form::Packed { most, .. } => most,
@@ -197,7 +206,7 @@ fn rotating(gpu: &Gpu) {
         let rotary = CacheRotary { sets: &sets, pairing, choices };
         let long = |i: usize| by.is_long(&rotation, problem.sequences[i].length, numbers[i]);
         let exact = all_rotated(&problem, &rotation, long);
-        let ran = run(gpu, &problem, &problem.memory(gpu), Some(rotary), true);
+        let ran = run(gpu, &gpu.kernels, &problem, &problem.memory(gpu), Some(rotary), true);
         check(&problem, &exact, &ran).map_err(TestCaseError::fail)
     });
 }
@@ -243,14 +252,17 @@ fn few_queries(gpu: &Gpu) {
         let room = page_size.map_or(10_000, |size| 10_000usize.div_ceil(size));
         let problem = fixed(&[(50_000, 20)], head_dim, page_size, room);
         let problem = Problem { dtype, out_dtype, scale, window, ..problem };
-        let ran = run(gpu, &problem, &problem.memory(gpu), None, true);
-        assert_eq!(ran.workspace, PARTS * 20 * (head_dim + 1) * 4);
-        check(&problem, &problem.exact(), &ran).unwrap();
+        let (memory, exact) = (problem.memory(gpu), problem.exact());
+        for kernels in gpu.contexts() {
+            let ran = run(gpu, kernels, &problem, &memory, None, true);
+            assert!(ran.workspace >= PARTS * 20 * (head_dim + 1) * 4);
+            check(&problem, &exact, &ran).unwrap();
+        }
     }
     let (problem, rotation) = (fixed(&[(50_000, 20)], 64, Some(32), 313), contract::rotation());
     let (sets, pairing) = (rotation.sets(), rotation.pairing);
     let rotary = CacheRotary { sets: &sets, pairing, choices: CacheChoices::ByLength };
-    let ran = run(gpu, &problem, &problem.memory(gpu), Some(rotary), true);
+    let ran = run(gpu, &gpu.kernels, &problem, &problem.memory(gpu), Some(rotary), true);
     assert_eq!(ran.workspace, PARTS * 20 * 65 * 4);
     check(&problem, &all_rotated(&problem, &rotation, |_| true), &ran).unwrap();
 }
@@ -268,10 +280,13 @@ fn short_sequences(gpu: &Gpu) {
     ] {
         let room = page_size.map_or(16_000, |size| 16_000 / size);
         let problem = Problem { heads: [2, 1], window, ..fixed(sequences, head_dim, page_size, room) };
-        let ran = run(gpu, &problem, &problem.memory(gpu), None, true);
-        let rows = 2 * problem.tokens().iter().product::<usize>();
-        assert_eq!(ran.workspace, parts * rows * (head_dim + 1) * 4);
-        check(&problem, &problem.exact(), &ran).unwrap();
+        let (memory, exact) = (problem.memory(gpu), problem.exact());
+        for kernels in gpu.contexts() {
+            let ran = run(gpu, kernels, &problem, &memory, None, true);
+            let rows = 2 * problem.tokens().iter().product::<usize>();
+            assert!(ran.workspace >= parts * rows * (head_dim + 1) * 4);
+            check(&problem, &exact, &ran).unwrap();
+        }
     }
 }
 
@@ -337,13 +352,11 @@ fn entries(gpu: &Gpu) {
             false => problem.exact(),
         };
         let (mut memory, mut choices) = (problem.memory(gpu), CHOICES);
-        let call = |memory: &Memory, choices: [i32; 4], has_status: bool| {
+        let call = |kernels: &Context, memory: &Memory, choices: [i32; 4], has_status: bool| {
             let chosen = gpu.upload(&choices);
             let by = CacheChoices::ByIndex(gpu.address(&chosen));
             let rotary = CacheRotary { sets: &sets, pairing: rotation.pairing, choices: by };
-            let ran = run(gpu, &problem, memory, rotates.then_some(rotary), has_status);
-            assert_eq!(ran.workspace > 0, is_divided);
-            ran
+            run(gpu, kernels, &problem, memory, rotates.then_some(rotary), has_status)
         };
         let mut all = bad_entries(&problem, &memory, "rotary", FRESH);
         for (sequence, token) in [(0, 0), (1, 130), (1, 400), (2, 20), (3, 0)] {
@@ -361,8 +374,10 @@ fn entries(gpu: &Gpu) {
                 Entry::Page(_, token) => LENGTHS[sequence] - FRESH + query >= token / 16 * 16,
                 _ => true,
             };
-            for has_status in [true, false] {
-                let Ran { found, said, .. } = call(&memory, choices, has_status);
+            let each =
+                gpu.contexts().into_iter().flat_map(|kernels| [true, false].map(|status| (kernels, status)));
+            for (kernels, has_status) in each {
+                let Ran { found, said, .. } = call(kernels, &memory, choices, has_status);
                 let wanted = if has_status { status } else { 0 };
                 // So many new tokens may be more than the sequence has.
                 let bits = if status == BAD_SEQUENCE { found.status & !BAD_LENGTH } else { found.status };
@@ -373,29 +388,32 @@ fn entries(gpu: &Gpu) {
             }
             set(&mut memory, &mut choices, entry, good);
         }
-        check(&problem, &exact, &call(&memory, choices, true)).unwrap();
+        check(&problem, &exact, &call(&gpu.kernels, &memory, choices, true)).unwrap();
         if is_packed {
             // Starts that fall mislead the merge, which finds rows by halving: rows of the sequence before may be left out.
             let last = memory.starts[3];
             set(&mut memory, &mut choices, Entry::Start(4), last as i32 - 1);
-            let Ran { found, said, .. } = call(&memory, choices, true);
-            assert_eq!((found.status, said.is_err()), (BAD_SEQUENCE, true));
             let unsure: &[usize] = if is_divided { &[2, 3] } else { &[3] };
-            check_bad(&problem, &exact, &found, unsure, |i, _| i == 3).unwrap();
+            for kernels in gpu.contexts() {
+                let Ran { found, said, .. } = call(kernels, &memory, choices, true);
+                assert_eq!((found.status, said.is_err()), (BAD_SEQUENCE, true));
+                check_bad(&problem, &exact, &found, unsure, |i, _| i == 3).unwrap();
+            }
         }
     }
 }
 
 fn same_bits(gpu: &Gpu) {
-    let [whole, divided] = [[(300, 140), (500, 200), (40, 1)], [(5000, 33), (700, 2), (0, 3)]];
-    for (sequences, is_divided) in [(whole, false), (divided, true)] {
+    // Whole, and divided.
+    for sequences in [[(300, 140), (500, 200), (40, 1)], [(5000, 33), (700, 2), (0, 3)]] {
         let problem = Problem { heads: [6, 3], ..fixed(&sequences, 128, Some(32), 0) };
-        let memory = problem.memory(gpu);
-        let first = run(gpu, &problem, &memory, None, true);
-        assert_eq!(first.workspace > 0, is_divided);
-        check(&problem, &problem.exact(), &first).unwrap();
-        for _ in 0..10 {
-            assert!(run(gpu, &problem, &memory, None, true).found == first.found);
+        let (memory, exact) = (problem.memory(gpu), problem.exact());
+        for kernels in gpu.contexts() {
+            let first = run(gpu, kernels, &problem, &memory, None, true);
+            check(&problem, &exact, &first).unwrap();
+            for _ in 0..10 {
+                assert!(run(gpu, kernels, &problem, &memory, None, true).found == first.found);
+            }
         }
     }
 }
