@@ -47,7 +47,10 @@ def attention(name: str, *device: str, **rest) -> Family:
     """The families of attention share all but their kernels: which one runs is chosen behind the same calls."""
     return Family(
         device=(f"cuda/{name}_*.cu", *device),
-        launch=("src/ops/attention*.rs", "src/ops/merge.rs"),
+        launch=tuple(
+            f"src/ops/{name}.rs"
+            for name in ("attention", "attention_arguments", "attention_hopper", "attention_kernels", "merge")
+        ),
         tests=("tests/gpu/attention/*.rs",),
         bench="gpu_attention",
         abi=("ffi/src/attention.rs", "ffi/src/merge.rs"),
@@ -92,6 +95,18 @@ FAMILIES = {
         peers_arguments=("--portable",),
     ),
     "attention_sm90": attention("attention_sm90"),
+    # Gradients of attention. Peers are yet to come.
+    "backward": Family(
+        device=("cuda/attention_backward_*.cu", "cuda/attention_delta.cu"),
+        launch=("src/ops/attention_backward*.rs", "src/ops/attention_delta.rs", "src/ops/attention_arguments.rs"),
+        tests=("tests/gpu/backward/*.rs", *(f"tests/gpu/attention/{name}.rs" for name in ("forward", "long", "oracle"))),
+        bench="gpu_backward",
+        # Each is checked against a reference in f64, on the processor.
+        cases_tests=100,
+        cases_sanitizer=3,
+        large=("million", "two_to_the_32", "the_same_inputs_give_the_same_bits", "a_replayed_graph", "two_streams"),
+        lengths=("sampled_rows_",),
+    ),
     "decode": Family(
         device=("cuda/decode_*.cu", "cuda/cache.cu"),
         launch=CACHE,

@@ -194,3 +194,34 @@ pub fn visible(
     ) -> ());
     out[0]..out[1]
 }
+
+/// The queries of a run of so many, from the first to before the last, that see one of `count` keys from `key` on.
+pub fn seeing(
+    (position, causal, window, key_offset): (i64, bool, i64, i64),
+    key: i64,
+    count: i64,
+    queries: i64,
+) -> std::ops::Range<i64> {
+    let mut out = [i64::MIN; 2];
+    call!("host_seeing"(
+        position => i64, i32::from(causal) => i32, window => i64, key_offset => i64, key => i64, count => i64,
+        queries => i64, out.as_mut_ptr() => *mut i64
+    ) -> ());
+    out[0]..out[1]
+}
+
+/// The columns that row 0 of a tile sees, from query `query` of a run and from key `key` on, with rows of queries or of keys; and
+/// whether rows 16 to 48 see all of 64 columns, or none.
+pub fn band(
+    (position, causal, window, key_offset): (i64, bool, i64, i64),
+    query: i64,
+    key: i64,
+    by_keys: bool,
+) -> (std::ops::Range<i32>, bool, bool) {
+    let mut out = [i32::MIN; 4];
+    call!("host_band"(
+        position => i64, i32::from(causal) => i32, window => i64, key_offset => i64, query => i64, key => i64,
+        i32::from(by_keys) => i32, out.as_mut_ptr() => *mut i32
+    ) -> ());
+    (out[0]..out[1], out[2] != 0, out[3] != 0)
+}

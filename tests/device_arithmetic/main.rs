@@ -109,9 +109,14 @@ fn mask() -> impl Strategy<Value = Mask> {
 
 impl Mask {
     fn visible(&self, position: i64, row: i64) -> std::ops::Range<i64> {
-        // As the host hands it over.
+        let (_, causal, window, key_offset) = self.fields();
+        host::visible(position, causal, window, key_offset, row, self.keys)
+    }
+
+    /// Its fields as the host hands them over.
+    fn fields(&self) -> (i64, bool, i64, i64) {
         let window = self.window.map_or(0, |window| i64::try_from(window).unwrap_or(i64::MAX));
-        host::visible(position, self.causal, window, self.key_offset, row, self.keys)
+        (self.position, self.causal, window, self.key_offset)
     }
 
     /// What the reference says of a key.
@@ -317,6 +322,47 @@ proptest! {
         }
     }
 
+    fn the_queries_that_see_a_tile_of_keys_are_those_to_which_one_of_them_is_visible(
+        mask in mask(), at in 0.0..1.0f64, count in 1i64..70, samples in vec(0.0..1.0f64, 20),
+    ) {
+        let key = (at * mask.keys as f64) as i64;
+        let count = count.min(mask.keys - key);
+        let queries = mask.row + 1;
+        let range = host::seeing(mask.fields(), key, count, queries);
+        prop_assert!(0 <= range.start && range.start <= range.end && range.end <= queries, "{:?}", range);
+        let ends = [0, range.start, range.end, queries].into_iter().flat_map(|end| end - 2..end + 3);
+        let between = samples.iter().map(|x| (x * queries as f64) as i64);
+        for query in ends.chain(between).filter(|query| count > 0 && (0..queries).contains(query)) {
+            let seen = mask.visible(mask.position, query);
+            let sees = seen.start.max(key) < seen.end.min(key + count);
+            prop_assert_eq!(range.contains(&query), sees, "query {} of {:?}", query, range);
+        }
+    }
+
+    fn a_band_shows_what_the_mask_lets_be_seen(mask in mask(), at in 0.0..1.0f64, by_keys in any::<bool>()) {
+        // About the query, or anywhere.
+        let key = match mask.visible(mask.position, mask.row) {
+            seen if at < 0.7 && seen.end > seen.start => (if at < 0.4 { seen.start } else { seen.end } - 30).max(0),
+            _ => (at * mask.keys as f64) as i64,
+        };
+        let (band, all, none) = host::band(mask.fields(), mask.row, key, by_keys);
+        let (mut shown, mut hidden) = (0, 0);
+        for row in 0..64 {
+            for column in 0..64 {
+                let (query, key) = if by_keys { (column, key + row) } else { (row, key + column) };
+                let in_band = (i64::from(band.start) + row..i64::from(band.end) + row).contains(&column);
+                let seen = host::visible(
+                    mask.position, mask.causal, mask.fields().2, mask.key_offset, mask.row + query, 1 << 62,
+                );
+                prop_assert_eq!(in_band, seen.contains(&key), "row {}, column {}, {:?}", row, column, band);
+                if (16..48).contains(&row) {
+                    if in_band { shown += 1 } else { hidden += 1 }
+                }
+            }
+        }
+        prop_assert_eq!((all, none), (hidden == 0, shown == 0));
+    }
+
     fn a_row_of_a_run_sees_what_it_would_see_as_the_first(mask in mask()) {
         prop_assert_eq!(mask.visible(mask.position, mask.row), mask.visible(mask.position + mask.row, 0));
     }
@@ -341,6 +387,8 @@ fn main() {
         the_set_of_a_token_is_the_one_that_the_reference_chooses,
         an_index_of_no_set_is_bad_even_for_the_first_tokens,
         a_query_sees_the_keys_that_the_reference_allows,
+        the_queries_that_see_a_tile_of_keys_are_those_to_which_one_of_them_is_visible,
+        a_band_shows_what_the_mask_lets_be_seen,
         a_row_of_a_run_sees_what_it_would_see_as_the_first,
     ];
     let ignored = !host::has_compiler();

@@ -94,4 +94,23 @@ void host_visible(int64_t position, int causal, int64_t window, int64_t key_offs
     out[1] = range.end;
 }
 
+// The queries of a run of so many that see one of `count` keys from `key` on.
+void host_seeing(int64_t position, int causal, int64_t window, int64_t key_offset, int64_t key, int64_t count, int64_t queries,
+                 int64_t *out) {
+    const QueryRange range = mask_limits(position, causal != 0, window, key_offset).seeing(key, count, queries);
+    out[0] = range.first;
+    out[1] = range.end;
+}
+
+// The band of a tile from query `query` of a run and from key `key` on: by rows of queries, or of keys.
+void host_band(int64_t position, int causal, int64_t window, int64_t key_offset, int64_t query, int64_t key, int by_keys, int *out) {
+    const MaskBand band = by_keys
+                              ? MaskBand::of_keys(mask_limits(position, causal != 0, window, key_offset), key - query)
+                              : MaskBand::of_queries(mask_limits(position + query, causal != 0, window, key_offset), key);
+    out[0] = band.low;
+    out[1] = band.high;
+    out[2] = band.from_row(16).shows_all(32, 64);
+    out[3] = band.from_row(16).shows_none(32, 64);
+}
+
 }

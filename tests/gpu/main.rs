@@ -4,6 +4,7 @@
 //! a folder or begin with its name: scripts/gpu-suite goes by that. Those beside this one are of all families.
 
 mod attention;
+mod backward;
 mod buffer;
 mod cache;
 mod decode;
@@ -33,6 +34,7 @@ fn main() {
     let families = [
         ("rotary", rotary::tests()),
         ("attention", attention::tests()),
+        ("backward", backward::tests()),
         ("decode", decode::tests()),
         ("cache", cache::tests()),
     ];

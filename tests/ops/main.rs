@@ -2,6 +2,7 @@
 
 mod append;
 mod attention;
+mod attention_backward;
 mod decode;
 mod merge;
 mod prefill;

@@ -50,7 +50,7 @@ pub fn heads() -> impl Strategy<Value = (usize, usize)> {
 }
 
 /// Queries and keys of a sequence.
-fn lengths() -> impl Strategy<Value = (usize, usize)> {
+pub fn lengths() -> impl Strategy<Value = (usize, usize)> {
     // The ends of tiles and of blocks of 16 rows.
     let edge = || select(vec![0usize, 1, 2, 15, 16, 17, 33, 63, 64, 65, 127, 128, 129, 130, 191, 193]);
     prop_oneof![
@@ -66,7 +66,7 @@ pub fn dtype() -> impl Strategy<Value = Dtype> {
 }
 
 /// A mask, a scale, and offsets.
-fn attention() -> impl Strategy<Value = descriptor::Attention> {
+pub fn attention() -> impl Strategy<Value = descriptor::Attention> {
     let window = prop_oneof![
         4 => Just(None),
         2 => (1u64..20).prop_map(Some),

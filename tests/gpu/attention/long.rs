@@ -44,7 +44,7 @@ pub struct Sequence {
 }
 
 /// Random numbers between -`largest` and `largest`, as 16 bits.
-fn random(dtype: Dtype, seed: u64, count: usize, largest: f64) -> Vec<u16> {
+pub fn random(dtype: Dtype, seed: u64, count: usize, largest: f64) -> Vec<u16> {
     let value = |i: u32| format(dtype).round((f64::from(i) / 32_767.5 - 1.0) * largest) as u16;
     let table: Vec<u16> = (0..1 << 16).map(value).collect();
     // splitmix64 of the index.

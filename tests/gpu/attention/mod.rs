@@ -1,9 +1,9 @@
 //! The family `attention`: forward, packed sequences, merging of partial results, a million keys and more.
 
 mod contract;
-mod forward;
+pub mod forward;
 mod items;
-mod long;
+pub mod long;
 mod merge;
 mod options;
 pub mod oracle;

@@ -1,0 +1,14 @@
+//! The family `backward`: gradients of attention, dense and packed, of parts of the keys, over a million keys and queries.
+
+mod compose;
+mod contract;
+mod gradients;
+mod long;
+mod oracle;
+mod problem;
+mod reach;
+
+/// Every test of the family.
+pub fn tests() -> Vec<crate::Test> {
+    [gradients::TESTS, compose::TESTS, contract::TESTS, reach::TESTS, long::TESTS].concat()
+}
