@@ -31,6 +31,7 @@ struct HopperItem {
     int first, end;              // tiles of keys with one that some query sees, as far as they are of this part
     int full_first, full_end;    // tiles of keys that all queries see
     int part;                    // of the keys
+    int before;                  // items that the block had before this
     int set;                     // of factors, by its number
     bool is_bad;                 // a page that it needs does not exist: nothing is written but that
     bool is_last;                // no item, but the end of them
@@ -188,6 +189,7 @@ __device__ __forceinline__ void draw_items(const longrope_attention_sm90_params 
                                            AttentionBlock &block) {
     Turn<kItemSlots> turn;
     uint32_t number = blockIdx.x;
+    int before = 0;
     for (bool is_last = false; !is_last; turn.next()) {
         barrier_wait(shared.item_empty(turn.slot()), turn.parity() ^ 1);
         HopperItem &item = items[turn.slot()];
@@ -200,6 +202,7 @@ __device__ __forceinline__ void draw_items(const longrope_attention_sm90_params 
             found = describe_item<Shape>(h, block, item, present);
         }
         item.is_last = is_last;
+        item.before = before++;
         barrier_arrive(shared.item_full(turn.slot()));
     }
 }

@@ -4,6 +4,10 @@
 #include "attention_sm90_items.cuh"
 #include "tensor_map.cuh"
 
+#ifndef LONGROPE_PACE_KEYS
+#define LONGROPE_PACE_KEYS (1 << 30)
+#endif
+
 namespace longrope {
 
 // Begins to load a tile of rows: columns of 64 dimensions, one after the other.
@@ -61,6 +65,23 @@ struct PagedTile {
         return loaded;
     }
 };
+
+// Waits until the other blocks are about to begin as many items as this one, where items are so long that the keys which blocks read at
+// the same time would no longer be in the second-level cache, were they read at different times. In vain after a while: a block may not have
+// begun yet.
+template <class Shape>
+__device__ __forceinline__ void keep_pace(const longrope_attention_sm90_params &h, const HopperItem &item) {
+    constexpr int kLongKeys = LONGROPE_PACE_KEYS;
+    constexpr int64_t kPatience = 300000;  // clocks
+    if (item.tiles() * Shape::kKeys < kLongKeys || item.before == 0 || h.items <= gridDim.x || item.before % PEVERY) return;
+    // A block draws its item after next when it ends one.
+    const uint32_t expected = min((item.before + 2) * gridDim.x - PSLACK, h.items);
+    const int64_t begin = clock64();
+    uint32_t drawn;
+    do {
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(drawn) : "l"(h.drawn) : "memory");
+    } while (drawn < expected && clock64() - begin < kPatience);
+}
 
 // What the warp that loads does.
 template <class Shape, class Shared>
@@ -128,6 +149,7 @@ __device__ __forceinline__ void load_items(const longrope_attention_sm90_params 
             value.next();
         };
         if (item.tiles() > 0) {
+            keep_pace<Shape>(h, item);
             load_keys(item.end - 1);
             barrier_wait(shared.queries_empty(query.slot()), query.parity() ^ 1);
             if (h.rotates) barrier_wait(shared.rotated(turn.slot()), turn.parity());

@@ -432,10 +432,22 @@ typedef struct longrope_attention_desc {
                                    * are launched in vain. 0: the length of q */
     const int64_t *query_offsets; /* [sequences], or [batch] if dense: added to query_offset. NULL: nothing is */
     uint32_t *status;             /* a word in which bits are set, never cleared; NULL: none */
+    const struct longrope_cache_rotary_desc *query_rotary; /* rotates queries that come as they were before rotation, as they
+                                   * are loaded: by exact angles, an even number of pairs, at their global positions. BY_LENGTH
+                                   * goes by the position of a sequence's last query, plus 1. NULL: they are rotated. On
+                                   * compute capability 9.0 alone; not in the CPU form */
+    int32_t max_multiprocessors;  /* no more are used, so that some are left to work that goes on beside. 0: all. On compute
+                                   * capability 9.0 alone */
+    int32_t reserved;             /* 0 */
+    longrope_tensor carry_out;    /* the output of an earlier result over other keys, F32 in the shape of q, which this
+                                   * one is merged with, as by longrope_merge_run. It may be tensors.out, and carry_lse
+                                   * tensors.lse. All zero: none. Not in the CPU form */
+    longrope_tensor carry_lse;    /* its log-sum-exp, F32 [batch, query length, query heads, 1] */
 } longrope_attention_desc;
 
-#define LONGROPE_ATTENTION_DESC_INIT \
-    { sizeof(longrope_attention_desc), 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL }
+#define LONGROPE_ATTENTION_DESC_INIT                                                                               \
+    { sizeof(longrope_attention_desc), 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, NULL, 0, 0, \
+      {NULL, 0, {0, 0, 0, 0}, {0, 0, 0, 0}}, {NULL, 0, {0, 0, 0, 0}, {0, 0, 0, 0}} }
 
 /* What an attention reads and writes. Query head h reads key head h / (query heads / key heads). The outputs overlap
  * neither each other nor the inputs. */
@@ -455,7 +467,7 @@ LONGROPE_API longrope_status longrope_attention_supported(const longrope_attenti
                                                           const longrope_attention_tensors *tensors);
 
 /* How much scratch memory a run needs, whatever the GPU: a function of shapes, types, strides, the alignment of addresses, the
- * sign of the scale and `sequences` alone, at most some 20 MB. Pure. */
+ * sign of the scale, `sequences` and whether queries are rotated alone, at most some 60 MB. Pure. */
 LONGROPE_API longrope_status longrope_attention_workspace_size(const longrope_attention_desc *desc,
                                                                const longrope_attention_tensors *tensors,
                                                                size_t *bytes);

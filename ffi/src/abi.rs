@@ -302,6 +302,16 @@ layout! {
         query_offsets: *const i64,
         /// Where bits are set.
         status: *mut u32,
+        /// Rotates queries; null: they are rotated.
+        query_rotary: *const CacheRotaryDesc,
+        /// 0: no limit.
+        max_multiprocessors: i32,
+        /// 0.
+        reserved: i32,
+        /// The output of an earlier result; all zero: none.
+        carry_out: Tensor,
+        /// Its log-sum-exp.
+        carry_lse: Tensor,
     }
 }
 

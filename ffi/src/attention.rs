@@ -6,10 +6,11 @@ use std::fmt::Display;
 use longrope::Error;
 use longrope::descriptor;
 use longrope::device::{Context, Stream};
-use longrope::ops::{self, Attention, Packed, Starts};
+use longrope::ops::{self, Attention, Carry, Packed, Starts};
 
 use crate::abi::{AttentionDesc, AttentionTensors, Sequences, Status};
 use crate::arguments::{self, Field, value};
+use crate::cache;
 use crate::context;
 use crate::status::{Failure, guard};
 use crate::tensor::{optional, tensor, tensor_field};
@@ -17,7 +18,8 @@ use crate::tensor::{optional, tensor, tensor_field};
 /// Whether an attention can be launched.
 ///
 /// # Safety
-/// `desc` is null or valid for its size; `tensors` is null or valid for reading.
+/// `desc` is null or valid for its size, with a rotation that is null or valid for its own, whose factor sets are null or alive;
+/// `tensors` is null or valid for reading.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn longrope_attention_supported(
     desc: *const AttentionDesc,
@@ -78,10 +80,10 @@ pub unsafe extern "C" fn longrope_attention_run(
 ///
 /// # Safety
 /// As [`longrope_attention_supported`].
-pub unsafe fn read(
+pub unsafe fn read<'a>(
     desc: *const AttentionDesc,
     tensors: *const AttentionTensors,
-) -> Result<(Attention, ops::AttentionTensors), Failure> {
+) -> Result<(Attention<'a>, ops::AttentionTensors), Failure> {
     // SAFETY: by this function's contract.
     let desc = unsafe { arguments::read("desc", desc) }?;
     // SAFETY: as above.
@@ -93,11 +95,15 @@ pub unsafe fn read(
         out: tensor(&format_args!("tensors.out"), &given.out)?,
         lse: optional(&format_args!("tensors.lse"), &given.lse)?,
     };
-    Ok((attention(&desc, &tensors)?, tensors))
+    // SAFETY: as above.
+    Ok((unsafe { attention(&desc, &tensors) }?, tensors))
 }
 
 /// The attention that a descriptor asks for.
-fn attention(desc: &AttentionDesc, tensors: &ops::AttentionTensors) -> Result<Attention, Failure> {
+///
+/// # Safety
+/// As [`longrope_attention_supported`].
+unsafe fn attention<'a>(desc: &AttentionDesc, tensors: &ops::AttentionTensors) -> Result<Attention<'a>, Failure> {
     let name = |field| Field("desc.", field);
     let causal = match desc.causal {
         0 => false,
@@ -113,12 +119,33 @@ fn attention(desc: &AttentionDesc, tensors: &ops::AttentionTensors) -> Result<At
         query_offset: desc.query_offset,
         key_offset: desc.key_offset,
     };
+    let most = arguments::size(name("max_multiprocessors"), i64::from(desc.max_multiprocessors))?;
+    arguments::unused(name("reserved"), desc.reserved == 0, "this version")?;
     Ok(Attention {
-        attention,
         sequences: sequences(desc, tensors)?,
         query_offsets: arguments::optional(desc.query_offsets),
         status: arguments::optional(desc.status),
+        carry: carry(desc)?,
+        query_rotary: match desc.query_rotary.is_null() {
+            true => None,
+            // SAFETY: by this function's contract.
+            false => Some(unsafe { cache::rotary("desc.query_rotary", desc.query_rotary) }?),
+        },
+        max_multiprocessors: (most != 0).then_some(most as u32),
+        ..Attention::new(attention)
     })
+}
+
+/// The earlier result, both of it or none.
+fn carry(desc: &AttentionDesc) -> Result<Option<Carry>, Failure> {
+    let out = optional(&format_args!("desc.carry_out"), &desc.carry_out)?;
+    let lse = optional(&format_args!("desc.carry_lse"), &desc.carry_lse)?;
+    match (out, lse) {
+        (None, None) => Ok(None),
+        (Some(out), Some(lse)) => Ok(Some(Carry { out, lse })),
+        (Some(_), None) => Err(Failure::argument(Field("desc.", "carry_lse"), "none", "that of carry_out")),
+        (None, Some(_)) => Err(Failure::argument(Field("desc.", "carry_out"), "none", "that of carry_lse")),
+    }
 }
 
 /// How the tensors hold the sequences.
@@ -166,6 +193,12 @@ pub fn in_c(error: Error) -> Failure {
             ("workspace", "bytes") => "workspace_bytes".to_owned(),
             ("workspace", _) => "workspace".to_owned(),
             ("tensors", _) => argument.to_owned(),
+            ("carry", field) => {
+                let (first, rest) = field.split_once('.').unwrap_or((field, ""));
+                let rest = if rest.is_empty() { String::new() } else { format!(".{}", tensor_field(rest)) };
+                format!("desc.carry_{first}{rest}")
+            }
+            ("query_rotary", field) if !field.is_empty() => format!("desc.query_rotary.{field}"),
             (field, _) => format!("desc.{field}"),
         }
     })

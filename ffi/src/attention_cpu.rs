@@ -37,6 +37,14 @@ pub unsafe extern "C" fn longrope_attention_cpu(
             let found = format!("{:?}", tensors.q.dtype);
             return Err(in_c(Error::unsupported("q.dtype", found, "F32, which is what the CPU form takes")));
         }
+        for (argument, is_asked) in [
+            ("carry.out", attention.carry.is_some()),
+            ("query_rotary", attention.query_rotary.is_some()),
+        ] {
+            if is_asked {
+                return Err(in_c(Error::unsupported(argument, "one", "none, since the CPU form takes none")));
+            }
+        }
         let count = match attention.sequences {
             Sequences::Dense => tensors.q.layout.batch(),
             Sequences::Packed(packed) => packed.count,
@@ -53,7 +61,7 @@ pub unsafe extern "C" fn longrope_attention_cpu(
 ///
 /// # Safety
 /// The addresses are of host memory, aligned, and valid for the shapes and the number of sequences.
-unsafe fn attend(attention: &Attention, tensors: &AttentionTensors, count: usize) -> Result<(), Failure> {
+unsafe fn attend(attention: &Attention<'_>, tensors: &AttentionTensors, count: usize) -> Result<(), Failure> {
     for index in 0..count {
         // SAFETY: by this function's contract.
         match unsafe { Sequence::read(attention, tensors, index) } {
@@ -79,7 +87,7 @@ impl Sequence {
     ///
     /// # Safety
     /// The addresses are of host memory, aligned, and valid for the number of sequences.
-    unsafe fn read(attention: &Attention, tensors: &AttentionTensors, index: usize) -> Option<Self> {
+    unsafe fn read(attention: &Attention<'_>, tensors: &AttentionTensors, index: usize) -> Option<Self> {
         let (queries, keys) = (tensors.q.layout.length(), tensors.k.layout.length());
         let (batch, queries, keys) = match attention.sequences {
             Sequences::Dense => (index, 0..queries, 0..keys),

@@ -112,7 +112,7 @@ macro_rules! hopper {
 /// one reads the others don't find in the cache any more.
 static HOPPER: [HopperHeadDim; 4] = [
     hopper!(64 "", keys 0..=usize::MAX, consumers 3, tile 128, stages 3, query_stages 2),
-    hopper!(128 "_long", keys 4096..=1 << 19, consumers 2, tile 176, stages 2, query_stages 1),
+    hopper!(128 "_long", keys 4096..=1 << 21, consumers 2, tile 176, stages 2, query_stages 1),
     hopper!(128 "", keys 0..=usize::MAX, consumers 2, tile 128, stages 3, query_stages 1),
     hopper!(256 "", keys 0..=usize::MAX, consumers 2, tile 80, stages 2, query_stages 1),
 ];
