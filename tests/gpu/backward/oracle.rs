@@ -26,6 +26,7 @@
 
 use longrope::device::Dtype;
 use longrope::reference::{Format, Gradients, Problem};
+use rayon::prelude::*;
 
 use crate::attention::oracle::{norm, unit_roundoff};
 use crate::buffer::format;
@@ -65,8 +66,52 @@ fn add(sums: &mut [f64], factor: f64, x: &[f64]) {
     sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += factor * x.abs());
 }
 
-/// Runs the reference.
+/// The longest row of so many dimensions.
+fn longest(x: &[f64], dim: usize) -> f64 {
+    x.chunks(dim).map(norm).fold(0.0, f64::max)
+}
+
+/// Runs the reference, by parts of the queries.
 pub fn exact(problem: &Problem, inputs: Dtype, from: Delta, [q, k, v, d_out]: [&[f64]; 4]) -> Exact {
+    const PARTS: usize = 16;
+    let width = problem.query_heads * problem.head_dim;
+    let rows = problem.query_length.div_ceil(PARTS).max(1);
+    let largest = longest(d_out, problem.head_dim);
+    // No query is a part too.
+    let parts: Vec<Exact> = (0..problem.query_length.div_ceil(rows).max(1))
+        .into_par_iter()
+        .map(|part| {
+            let first = part * rows;
+            let query_length = rows.min(problem.query_length - first);
+            let query_offset = problem.query_offset + first as i64;
+            let at = first * width..(first + query_length) * width;
+            let one = Problem { query_length, query_offset, ..*problem };
+            exact_part(&one, inputs, from, [&q[at.clone()], k, v, &d_out[at]], largest)
+        })
+        .collect();
+    let mut parts = parts.into_iter();
+    let mut whole = parts.next().expect("at least one part");
+    for part in parts {
+        whole.out.extend(part.out);
+        whole.lse.extend(part.lse);
+        whole.delta.extend(part.delta);
+        for (whole, part) in [(&mut whole.gradients, part.gradients), (&mut whole.bounds, part.bounds)] {
+            whole.dq.extend(part.dq);
+            whole.dk.iter_mut().zip(part.dk).for_each(|(sum, x)| *sum += x);
+            whole.dv.iter_mut().zip(part.dv).for_each(|(sum, x)| *sum += x);
+        }
+    }
+    whole
+}
+
+/// The same for some queries; `largest` is the longest row of dO of all.
+fn exact_part(
+    problem: &Problem,
+    inputs: Dtype,
+    from: Delta,
+    [q, k, v, d_out]: [&[f64]; 4],
+    largest: f64,
+) -> Exact {
     let forward = problem.forward(q, k, v).unwrap();
     let gradients = problem.backward(q, k, v, d_out, None).unwrap();
     let dim = problem.head_dim;
@@ -74,9 +119,8 @@ pub fn exact(problem: &Problem, inputs: Dtype, from: Delta, [q, k, v, d_out]: [&
     let magnitudes: Vec<f64> = v.iter().map(|x| x.abs()).collect();
     let sizes = matches!(from, Delta::OfKernel(_)).then(|| problem.forward(q, k, &magnitudes).unwrap().out);
     let mut bounds = Gradients { dq: vec![0.0; q.len()], dk: vec![0.0; k.len()], dv: vec![0.0; v.len()] };
-    let longest = |x: &[f64]| x.chunks(dim).map(norm).fold(0.0, f64::max);
-    let (largest_key, scale) = (longest(k), problem.scale.abs());
-    let flush = 2f64.powi(-39) * 2.0 * longest(d_out) * longest(v);
+    let (largest_key, scale) = (longest(k, dim), problem.scale.abs());
+    let flush = 2f64.powi(-39) * 2.0 * largest * longest(v, dim);
     let (u, t) = (unit_roundoff(inputs), 17.0 * dim.div_ceil(16) as f64 * 2f64.powi(-24));
     let sums = 2f64.powi(-14);
     for (row, &lse) in forward.lse.iter().enumerate() {
