@@ -189,10 +189,10 @@ __device__ __forceinline__ void draw_items(const longrope_attention_sm90_params 
                                            AttentionBlock &block) {
     Turn<kItemSlots> turn;
     uint32_t number = blockIdx.x;
-    int before = 0;
     for (bool is_last = false; !is_last; turn.next()) {
         barrier_wait(shared.item_empty(turn.slot()), turn.parity() ^ 1);
         HopperItem &item = items[turn.slot()];
+        const bool is_first = number == blockIdx.x;
         for (bool found = false; !found && !is_last;) {
             is_last = number >= h.items;
             if (is_last) break;
@@ -202,7 +202,7 @@ __device__ __forceinline__ void draw_items(const longrope_attention_sm90_params 
             found = describe_item<Shape>(h, block, item, present);
         }
         item.is_last = is_last;
-        item.before = before++;
+        item.before = is_first ? 0 : items[turn.slot() ^ 1].before + 1;
         barrier_arrive(shared.item_full(turn.slot()));
     }
 }

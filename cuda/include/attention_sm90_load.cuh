@@ -4,10 +4,6 @@
 #include "attention_sm90_items.cuh"
 #include "tensor_map.cuh"
 
-#ifndef LONGROPE_PACE_KEYS
-#define LONGROPE_PACE_KEYS (1 << 30)
-#endif
-
 namespace longrope {
 
 // Begins to load a tile of rows: columns of 64 dimensions, one after the other.
@@ -66,21 +62,21 @@ struct PagedTile {
     }
 };
 
-// Waits until the other blocks are about to begin as many items as this one, where items are so long that the keys which blocks read at
-// the same time would no longer be in the second-level cache, were they read at different times. In vain after a while: a block may not have
-// begun yet.
+// Waits until half of the blocks are about to begin as many items as this one, where items are so long that the keys which blocks read at
+// the same time would no longer be in the second-level cache, were they read at different times. In vain after a while: a block may not
+// have begun yet.
 template <class Shape>
 __device__ __forceinline__ void keep_pace(const longrope_attention_sm90_params &h, const HopperItem &item) {
-    constexpr int kLongKeys = LONGROPE_PACE_KEYS;
-    constexpr int64_t kPatience = 300000;  // clocks
-    if (item.tiles() * Shape::kKeys < kLongKeys || item.before == 0 || h.items <= gridDim.x || item.before % PEVERY) return;
+    constexpr int kLongKeys = 1 << 19;
+    constexpr uint32_t kPatience = 300000;  // clocks
+    if (item.tiles() * Shape::kKeys < kLongKeys || item.before == 0 || h.items <= gridDim.x) return;
     // A block draws its item after next when it ends one.
-    const uint32_t expected = min((item.before + 2) * gridDim.x - PSLACK, h.items);
-    const int64_t begin = clock64();
+    const uint32_t expected = min((item.before + 2) * gridDim.x - gridDim.x / 2, h.items);
+    const uint32_t begin = clock();
     uint32_t drawn;
     do {
         asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(drawn) : "l"(h.drawn) : "memory");
-    } while (drawn < expected && clock64() - begin < kPatience);
+    } while (drawn < expected && static_cast<uint32_t>(clock()) - begin < kPatience);
 }
 
 // What the warp that loads does.
@@ -149,7 +145,8 @@ __device__ __forceinline__ void load_items(const longrope_attention_sm90_params 
             value.next();
         };
         if (item.tiles() > 0) {
-            keep_pace<Shape>(h, item);
+            // Keys of 64 dimensions stay in the cache twice as long.
+            if constexpr (Shape::kDim > 64) keep_pace<Shape>(h, item);
             load_keys(item.end - 1);
             barrier_wait(shared.queries_empty(query.slot()), query.parity() ^ 1);
             if (h.rotates) barrier_wait(shared.rotated(turn.slot()), turn.parity());

@@ -264,9 +264,16 @@ fn nothing_to_do_needs_no_address_and_no_workspace() {
 
 #[test]
 fn a_workspace_holds_the_parts_of_few_queries_on_many_keys() {
+    // Logits of a scale below zero are not for Hopper's kernel, which needs more.
+    let workspace = |change: &dyn Fn(&mut Prefill, &mut DecodeTensors)| {
+        workspace(|p, t| {
+            p.scale = Some(-0.25);
+            change(p, t);
+        })
+    };
     // So many pages of 32 tokens of each sequence, and new tokens.
     let of = |width: usize, length: usize| {
-        workspace(move |p, t| {
+        workspace(&move |p, t| {
             p.cache.pages.as_mut().unwrap().width = width;
             set_queries(t, [3, length, 4, 16]);
         })
@@ -282,7 +289,7 @@ fn a_workspace_holds_the_parts_of_few_queries_on_many_keys() {
     // 120 blocks: 2 parts; 132 blocks: one.
     assert_eq!((of(1 << 12, 1280), of(1 << 12, 1281)), (parts(2, 1280), Ok(0)));
     // One block: at most 32 parts.
-    let one = workspace(|p, t| {
+    let one = workspace(&|p, t| {
         let pages = p.cache.pages.as_mut().unwrap();
         (pages.sequences, pages.width) = (1, 1 << 20);
         set_keys(p, [9, 32, 1, 256]);
@@ -291,7 +298,7 @@ fn a_workspace_holds_the_parts_of_few_queries_on_many_keys() {
     assert_eq!(one, Ok(32 * 20 * 257 * 4));
     // Packed, by the most new tokens that were said; parts are of the whole tensor.
     let packed = |most| {
-        workspace(move |p, t| {
+        workspace(&move |p, t| {
             p.cache.pages.as_mut().unwrap().width = 1 << 12;
             p.tokens = packed(SOMEWHERE, Starts::I32, most);
             set_queries(t, [1, 300, 4, 16]);
@@ -301,6 +308,17 @@ fn a_workspace_holds_the_parts_of_few_queries_on_many_keys() {
     assert_eq!((packed(128), packed(129)), (rows(21), rows(10)));
     // No sequence has more than the tensor: 36 blocks.
     assert_eq!(packed(usize::MAX), rows(7));
+}
+
+#[test]
+fn a_workspace_holds_what_either_kernel_needs() {
+    // 12 blocks of 4,096 pages of 32 tokens: the portable kernel wants 21 parts, Hopper's 11, a counter, and sums.
+    let found = workspace(|p, t| {
+        p.cache.pages.as_mut().unwrap().width = 1 << 12;
+        set_queries(t, [3, 128, 4, 16]);
+    });
+    let rows = 3 * 128 * 4usize;
+    assert_eq!(found, Ok(128 + 144 * 192 * 64 * 4 + (11 * rows * 17 * 4).next_multiple_of(128)));
 }
 
 #[test]
