@@ -7,9 +7,14 @@
 mod gpu;
 
 use cudarc::driver::CudaSlice;
-use longrope::descriptor::{self, Layout};
+use longrope::Error;
+use longrope::descriptor::{self, Layout, Pairing};
 use longrope::device::{DeviceTensor, Dtype};
-use longrope::ops::{Attention, AttentionTensors, Merge, Packed, Parts, Sequences, Starts, Workspace};
+use longrope::ops::{
+    Attention, AttentionTensors, Cache, CacheChoices, CacheRotary, DecodeTensors, DeviceLengths, Merge,
+    Packed, PageTable, Parts, Prefill, Sequences, Starts, Workspace,
+};
+use longrope::scaling::{FactorSet, FactorSets};
 
 use gpu::{Gpu, Measurements, Peer, Unit};
 
@@ -25,7 +30,9 @@ enum Form {
     Partial,
     /// The head dimension has a stride of 2.
     Strided,
-    /// As many sequences as a batch, one longer than the other.
+    /// Queries come as they were before rotation.
+    Rotated,
+    /// As many sequences as a batch, one longer than the other; or, of 0, lengths from 1 to 65,536.
     Packed(usize),
 }
 
@@ -55,7 +62,7 @@ const BASE: Case = Case {
     form: Form::Dense,
 };
 
-const CASES: [Case; 18] = [
+const CASES: [Case; 24] = [
     // As in benches/peers/attention.py, but for the million tokens, of which a launch takes a second and more.
     Case { batch: 8, lengths: [2048; 2], ..BASE },
     BASE,
@@ -68,19 +75,28 @@ const CASES: [Case; 18] = [
     Case { head_dim: 96, ..BASE },
     // What they don't have: the other type, other forms, a chunk of a prefill, the heads of a small model.
     Case { dtype: Dtype::F16, ..BASE },
-    Case { lengths: [65_536; 2], heads: [9, 3], head_dim: 64, ..BASE },
+    Case { lengths: [131_072; 2], heads: [9, 3], head_dim: 64, ..BASE },
+    // Longer still, at the same operations a clock as 131,072 if keys are found in the second-level cache.
+    Case { lengths: [262_144; 2], heads: [8, 2], ..BASE },
+    Case { lengths: [1_048_576; 2], heads: [2, 1], ..BASE },
     Case { op: "padded_head_dim", head_dim: 80, ..BASE },
     Case { op: "partial", form: Form::Partial, ..BASE },
     Case { op: "strided", form: Form::Strided, ..BASE },
     Case { op: "window_4096", lengths: [131_072; 2], heads: [8, 2], window: Some(4096), ..BASE },
     Case { op: "chunk", lengths: [4096, 1_048_576], heads: [8, 2], ..BASE },
+    // Blocks of queries for half of the multiprocessors.
+    Case { op: "chunk", lengths: [1024, 1_048_576], heads: [8, 2], ..BASE },
+    Case { op: "rotated_queries", form: Form::Rotated, ..BASE },
+    Case { op: "rotated_queries", form: Form::Rotated, lengths: [131_072; 2], heads: [8, 2], ..BASE },
     Case { op: "packed", form: Form::Packed(16), lengths: [32_768; 2], ..BASE },
+    Case { op: "packed_mixed", form: Form::Packed(0), lengths: [87_382; 2], ..BASE },
     Case { op: "packed_full", form: Form::Packed(16), lengths: [32_768; 2], causal: false, ..BASE },
 ];
 
 fn main() {
     gpu::run("attention", |gpu, measurements| {
         CASES.iter().for_each(|case| attention(gpu, measurements, case));
+        [None, Some(64), Some(16)].into_iter().for_each(|page| prefill(gpu, measurements, page));
         for (count, dtype) in [(8, Dtype::Bf16), (2, Dtype::Bf16), (2, Dtype::F32)] {
             merge(gpu, measurements, count, dtype);
         }
@@ -91,6 +107,10 @@ fn main() {
 impl Case {
     /// The lengths of packed sequences: the first shares of a whole, in the proportions 1, 2, 3, …
     fn sequence_lengths(&self, count: usize) -> Vec<usize> {
+        if count == 0 {
+            // Each four times the one before; together 87,381, and one more.
+            return (0..9).map(|i| 1 << (2 * i)).chain([1]).collect();
+        }
         let all = count * (count + 1) / 2;
         (1..=count).map(|share| self.lengths[0] * share / all).collect()
     }
@@ -127,6 +147,13 @@ impl Case {
 
 fn elements(layout: &Layout) -> usize {
     layout.batch() * layout.strides()[0] as usize
+}
+
+/// The sets of a model whose original length is 4,096.
+fn sets(pairs: usize) -> FactorSets {
+    let frequencies: Vec<f64> = (0..pairs).map(|i| 1e4f64.powf(-(i as f64) / pairs as f64)).collect();
+    let set = || FactorSet::exact(&frequencies, 1.0).expect("frequencies");
+    FactorSets::new(set(), set(), set(), 4096, 0).expect("sets of as many pairs")
 }
 
 fn attention(gpu: &Gpu, measurements: &mut Measurements<'_>, case: &Case) {
@@ -172,26 +199,81 @@ fn attention(gpu: &Gpu, measurements: &mut Measurements<'_>, case: &Case) {
         }));
     }
     let starts_memory = gpu.stream.clone_htod(&starts).expect("device memory");
-    if let Form::Packed(count) = case.form {
+    if let Form::Packed(_) = case.form {
         let address = gpu.address(&starts_memory);
         attention.sequences = Sequences::Packed(Packed {
-            count,
+            count: starts.len() - 1,
             query_starts: address,
             key_starts: address,
             starts: Starts::I64,
             max_query_length: starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0) as usize,
         });
     }
+    let sets = sets(case.head_dim / 2);
+    attention.query_rotary = (case.form == Form::Rotated).then_some(CacheRotary {
+        sets: &sets,
+        pairing: Pairing::HalfSplit,
+        choices: CacheChoices::ByLength,
+    });
     let bytes = attention.workspace_size(&tensors).expect("a supported case");
+    let scratch = gpu.zeros(bytes.max(1));
+    let workspace = Workspace { address: gpu.address(&scratch), bytes };
+    let launch = || {
+        // SAFETY: the buffers are as large as the layouts say, and outlive the timing.
+        unsafe { attention.run(&gpu.kernels, &tensors, workspace, gpu.raw_stream()) }
+    };
+    if let (Form::Rotated, Err(Error::Unsupported { .. })) = (case.form, launch()) {
+        return eprintln!("{}: not measured: the portable kernel rotates no queries", case.op);
+    }
+    let ours = || launch().expect("a launch");
+    // Two products of two operations.
+    let operations = 4.0 * case.logits() * (query_heads * case.head_dim) as f64;
+    let what = gpu::Case { op: case.op.to_owned(), shape: case.shape(), unit: Unit::Operations(operations) };
+    measurements.measure(&what, ours, Peer::Nothing);
+}
+
+/// 4,096 new tokens of a sequence of 131,072 whose keys and values lie in pages of so many, or side by side.
+fn prefill(gpu: &Gpu, measurements: &mut Measurements<'_>, page: Option<usize>) {
+    let (keys, queries, [heads, key_heads], dim) = (131_072, 4096, [8, 2], 128);
+    let (dtype, page_size) = (Dtype::Bf16, page.unwrap_or(keys));
+    let pages = keys / page_size;
+    let [k, v] = [0, 1].map(|_| gpu.random(dtype, keys * key_heads * dim));
+    let (q, out) = (gpu.random(dtype, queries * heads * dim), gpu.zeros(queries * heads * dim * 2));
+    // A stride that is prime to their number, so that no page follows the one before.
+    let table: Vec<i32> = (0..pages).map(|i| (i * 1009 % pages) as i32).collect();
+    let table = gpu.stream.clone_htod(&table).expect("device memory");
+    let lengths = gpu.stream.clone_htod(&[keys as i64]).expect("device memory");
+    let tensor = |memory, shape: [usize; 4]| {
+        let [batch, length, heads, dim] = shape;
+        DeviceTensor { address: gpu.address(memory), dtype, layout: Layout::bshd(batch, length, heads, dim) }
+    };
+    let of_cache = [pages, page_size, key_heads, dim];
+    let prefill = Prefill::new(Cache {
+        k: tensor(&k, of_cache),
+        v: tensor(&v, of_cache),
+        pages: page.map(|_| PageTable {
+            address: gpu.address(&table),
+            sequences: 1,
+            width: pages,
+            stride: pages as i64,
+        }),
+        lengths: DeviceLengths::I64(gpu.address(&lengths)),
+    });
+    let of_queries = [1, queries, heads, dim];
+    let tensors = DecodeTensors { q: tensor(&q, of_queries), out: tensor(&out, of_queries), lse: None };
+    let bytes = prefill.workspace_size(&tensors).expect("a supported case");
     let scratch = gpu.zeros(bytes.max(1));
     let workspace = Workspace { address: gpu.address(&scratch), bytes };
     let ours = || {
         // SAFETY: the buffers are as large as the layouts say, and outlive the timing.
-        unsafe { attention.run(&gpu.kernels, &tensors, workspace, gpu.raw_stream()) }.expect("a launch");
+        unsafe { prefill.run(&gpu.kernels, &tensors, workspace, gpu.raw_stream()) }.expect("a launch");
     };
-    // Two products of two operations.
-    let operations = 4.0 * case.logits() * (query_heads * case.head_dim) as f64;
-    let what = gpu::Case { op: case.op.to_owned(), shape: case.shape(), unit: Unit::Operations(operations) };
+    let logits = queries as f64 * (keys as f64 - queries as f64 / 2.0);
+    let what = gpu::Case {
+        op: page.map_or("prefill".to_owned(), |size| format!("prefill_page_{size}")),
+        shape: format!("b1 s{queries}+{} h{heads}/{key_heads} d{dim} causal {dtype:?}", keys - queries),
+        unit: Unit::Operations(4.0 * logits * (heads * dim) as f64),
+    };
     measurements.measure(&what, ours, Peer::Nothing);
 }
 

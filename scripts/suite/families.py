@@ -46,12 +46,16 @@ class Family:
 def attention(name: str, *device: str, **rest) -> Family:
     """The families of attention share all but their kernels: which one runs is chosen behind the same calls."""
     return Family(
-        device=(f"cuda/{name}_*.cu", *device),
+        device=(f"cuda/{name}_*.cu", "cuda/merge.cu", "cuda/split_merge.cu", *device),
         launch=tuple(
             f"src/ops/{name}.rs"
-            for name in ("attention", "attention_arguments", "attention_hopper", "attention_kernels", "merge")
+            for name in (
+                *("attention", "attention_arguments", "attention_hopper", "attention_kernels", "merge", "split_merge"),
+                # Rotated queries, and chunks of a prefill, which the bench times.
+                *("cache_rotary", "factors", "prefill", "cached_attention", "cache"),
+            )
         ),
-        tests=("tests/gpu/attention/*.rs",),
+        tests=("tests/gpu/attention/*.rs", "tests/gpu/cache/model.rs", "tests/gpu/decode/model.rs"),
         bench="gpu_attention",
         abi=("ffi/src/attention.rs", "ffi/src/merge.rs"),
         peers=tuple(f"benches/peers/{program}.py" for program in ("attention", "flash_attention3", "worker")),
@@ -61,7 +65,7 @@ def attention(name: str, *device: str, **rest) -> Family:
         cases_sanitizer=3,
         large=(
             *("million", "long_causal_prefill", "long_prefill", "many_blocks", "two_to_the_32"),
-            *("grow_by_hundreds", "a_launch_stays_on_its_own_stream"),
+            *("grow_by_hundreds", "a_launch_stays_on_its_own_stream", "a_limit_of_multiprocessors"),
         ),
         lengths=("sampled_rows_", "constant_values_", "two_million_"),
         **rest,
@@ -86,7 +90,7 @@ FAMILIES = {
     ),
     "attention_sm80": attention(
         "attention_sm80",
-        "cuda/merge.cu",
+        "cuda/attention_cached_*.cu",
         # The driver takes no machine code but compiles PTX, as for GPUs to come; Hopper's kernels have none, so that these run.
         environment={"CUDA_FORCE_PTX_JIT": "1"},
         # The same kernels, by a context that leaves Hopper's out.
@@ -127,8 +131,15 @@ FAMILIES = {
     ),
     # What writes to a cache, and what reads it by chunks; its times are of the bench of decoding.
     "cache": Family(
-        device=("cuda/cache.cu", "cuda/decode_*.cu", "cuda/attention_cached_*.cu", "cuda/split_merge.cu"),
-        launch=(*CACHE, "src/ops/prefill.rs", "src/ops/attention_kernels.rs"),
+        device=(
+            *("cuda/cache.cu", "cuda/decode_*.cu", "cuda/attention_cached_*.cu", "cuda/split_merge.cu"),
+            # Prefill on Hopper.
+            "cuda/attention_sm90_*.cu",
+        ),
+        launch=(
+            *CACHE,
+            *(f"src/ops/{name}.rs" for name in ("prefill", "attention_kernels", "attention_hopper", "split_merge")),
+        ),
         tests=("tests/gpu/cache/*.rs", "tests/gpu/decode/model.rs", "tests/gpu/attention/oracle.rs"),
         cases_tests=400,
         cases_sanitizer=3,

@@ -3,12 +3,12 @@
 
 use longrope::descriptor::{self, Layout};
 use longrope::device::{DeviceTensor, Dtype};
-use longrope::ops::{Attention, AttentionTensors, BAD_CHOICE, CacheChoices, CacheRotary, Workspace};
+use longrope::ops::{Attention, AttentionTensors, BAD_CHOICE, CacheChoices, CacheRotary, Carry, Workspace};
 use longrope::scaling::SetChoice;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::attention::long::Sequence;
+use crate::attention::long::{Found, Sequence};
 use crate::attention::oracle::{self, decode, random_bits, scratch};
 use crate::buffer::{Buffer, Gpu, format, runs_portable_kernels};
 use crate::cache::model::{By, Rotation, WHILE_READ, rotation};
@@ -20,6 +20,7 @@ pub const TESTS: &[crate::Test] = &[
     ("a_sequence_whose_set_is_none_is_reported_and_its_rows_left_alone", bad_choice),
     ("a_limit_of_multiprocessors_changes_no_bit", limited),
     ("few_queries_divide_their_keys_among_blocks", few_queries),
+    ("a_carry_is_taken_in_once_where_keys_are_divided", carried),
 ];
 
 /// Queries to rotate, alike in as many sequences as there are dimensions.
@@ -199,5 +200,44 @@ fn few_queries(gpu: &Gpu) {
                 "{dtype:?}, head dimension {head_dim}, {keys} keys: other bits"
             );
         }
+    }
+}
+
+/// Two halves of the keys, the second with what the first gave.
+fn carried(gpu: &Gpu) {
+    for (dtype, head_dim) in [(Dtype::Bf16, 128), (Dtype::F16, 64), (Dtype::F16, 256)] {
+        let sequence = Sequence::at_the_end(dtype, 12_000, 40, [4, 2], head_dim);
+        let half_bytes = (sequence.k.len() / 2 * 2) as u64;
+        let (q, k, v) = (gpu.upload(&sequence.q), gpu.upload(&sequence.k), gpu.upload(&sequence.v));
+        let half = |memory: &_, second: bool| DeviceTensor {
+            address: gpu.address(memory) + if second { half_bytes } else { 0 },
+            dtype,
+            layout: Layout::bshd(1, 6000, 2, head_dim),
+        };
+        let rows = 40 * 4;
+        let out = gpu.upload(&vec![f32::NAN; rows * head_dim]);
+        let lse = gpu.upload(&vec![f32::NAN; rows]);
+        let result = |memory: &_, dims| DeviceTensor {
+            address: gpu.address(memory),
+            dtype: Dtype::F32,
+            layout: Layout::bshd(1, 40, 4, dims),
+        };
+        for second in [false, true] {
+            let tensors = AttentionTensors {
+                q: DeviceTensor { address: gpu.address(&q), dtype, layout: Layout::bshd(1, 40, 4, head_dim) },
+                k: half(&k, second),
+                v: half(&v, second),
+                out: result(&out, head_dim),
+                lse: Some(result(&lse, 1)),
+            };
+            let mask =
+                descriptor::Attention { key_offset: if second { 6000 } else { 0 }, ..sequence.attention };
+            let carry = Carry { out: tensors.out, lse: result(&lse, 1) };
+            let attention = Attention { carry: second.then_some(carry), ..Attention::new(mask) };
+            // SAFETY: the memory is as large as the layouts say, and lives until the results were read.
+            unsafe { oracle::launch(gpu, &attention, &tensors) };
+        }
+        let found = Found { out: gpu.download(&out), lse: gpu.download(&lse) };
+        sequence.check_random(&found, &[(0, 0), (17, 1), (39, 3)]);
     }
 }
