@@ -2,10 +2,11 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor};
-use longrope::cpu::{self, AttentionGradients, TensorMut};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use longrope::cpu::{self, TensorMut};
 use longrope::descriptor::Attention;
 
+use crate::attention_backward;
 use crate::cpu::{Values, into_storage};
 use crate::error;
 use crate::layout::{contiguous, same_kind};
@@ -16,8 +17,8 @@ use crate::layout::{contiguous, same_kind};
 /// Query head `h` uses key head `h / (query_heads / key_heads)`. A row whose keys are all masked is zero. Memory beyond the
 /// result does not grow with the square of the length.
 ///
-/// On the CPU a backward pass gives the gradients of all three; it makes the weights again, from the log-sum-exp that is kept with
-/// the result. On a GPU a backward pass is an error for now.
+/// A backward pass gives the gradients of all three; it makes the weights again, from the log-sum-exp that is kept with the result.
+/// It can't be differentiated in its turn: that is an error.
 ///
 /// # Errors
 /// Shapes or types that do not belong together, an invalid descriptor, or an error of the device.
@@ -29,30 +30,18 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> R
 /// The operation as candle records it.
 struct AttentionOp {
     attention: Attention,
-    /// What the forward pass leaves for the backward one: the log-sum-exp of each row.
-    lse: OnceLock<Vec<f32>>,
+    /// What the forward pass leaves for the backward one.
+    lse: OnceLock<Lse>,
 }
 
-const NAME: &str = "longrope-attention";
-
-/// Runs `compute` on the values of tensors on the CPU.
-fn on_cpu<const N: usize, T>(
-    tensors: [(&str, &Tensor); N],
-    compute: impl FnOnce([Values<'_>; N]) -> Result<T>,
-) -> Result<T> {
-    let storages = tensors.map(|(name, tensor)| (name, tensor.storage_and_layout()));
-    let mut values = Vec::with_capacity(N);
-    for (name, (storage, layout)) in &storages {
-        let Storage::Cpu(storage) = &**storage else {
-            return Err(candle_core::Error::BackwardNotSupported { op: NAME });
-        };
-        values.push(Values::new(name, storage, layout)?);
-    }
-    match values.try_into() {
-        Ok(values) => compute(values),
-        Err(_) => unreachable!("as many values as tensors"),
-    }
+/// The log-sum-exp of each row, where the result is.
+pub(crate) enum Lse {
+    Cpu(Vec<f32>),
+    #[cfg(feature = "cuda")]
+    Cuda(crate::cuda::Rows),
 }
+
+pub(crate) const NAME: &str = "longrope-attention";
 
 impl CustomOp3 for AttentionOp {
     fn name(&self) -> &'static str {
@@ -76,7 +65,7 @@ impl CustomOp3 for AttentionOp {
         let out_tensor = TensorMut::new(&mut out, contiguous(queries.layout().shape()));
         let (queries, keys, values) = (queries.tensor(), keys.tensor(), values.tensor());
         cpu::attention(&self.attention, queries, keys, values, out_tensor, Some(&mut lse)).map_err(error)?;
-        self.lse.get_or_init(|| lse);
+        self.lse.get_or_init(|| Lse::Cpu(lse));
         Ok((into_storage(out, q), q_layout.shape().clone()))
     }
 
@@ -89,31 +78,10 @@ impl CustomOp3 for AttentionOp {
         d_out: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let Some(lse) = self.lse.get() else {
-            // It ran on a GPU.
             return Err(candle_core::Error::BackwardNotSupported { op: NAME });
         };
-        let inputs = [("q", q), ("k", k), ("v", v), ("out", out), ("d_out", d_out)];
-        let gradients = on_cpu(inputs, |[q, k, v, out, d_out]| {
-            let mut delta = vec![0.0; lse.len()];
-            cpu::attention_delta(out.tensor(), d_out.tensor(), &mut delta).map_err(error)?;
-            let shapes = [&q, &k, &v].map(|x| contiguous(x.layout().shape()));
-            let [mut dq, mut dk, mut dv] =
-                shapes.map(|shape| vec![0.0; shape.shape().iter().product::<usize>()]);
-            let gradients = AttentionGradients {
-                dq: TensorMut::new(&mut dq, shapes[0]),
-                dk: TensorMut::new(&mut dk, shapes[1]),
-                dv: TensorMut::new(&mut dv, shapes[2]),
-            };
-            let [q, k, v, d_out] = [&q, &k, &v, &d_out].map(Values::tensor);
-            cpu::attention_backward(&self.attention, q, k, v, d_out, lse, &delta, gradients)
-                .map_err(error)?;
-            Ok([dq, dk, dv])
-        })?;
-        let like = |values: Vec<f32>, x: &Tensor| {
-            Tensor::from_vec(values, x.shape(), &Device::Cpu)?.to_dtype(x.dtype()).map(Some)
-        };
-        let [dq, dk, dv] = gradients;
-        Ok((like(dq, q)?, like(dk, k)?, like(dv, v)?))
+        let [dq, dk, dv] = attention_backward::gradients(&self.attention, lse, [q, k, v, out, d_out])?;
+        Ok((Some(dq), Some(dk), Some(dv)))
     }
 
     #[cfg(feature = "cuda")]
@@ -127,6 +95,8 @@ impl CustomOp3 for AttentionOp {
         v_layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         let inputs = [("q", q, q_layout), ("k", k, k_layout), ("v", v, v_layout)];
-        Ok((crate::cuda::attention(&self.attention, inputs)?, q_layout.shape().clone()))
+        let (out, lse) = crate::cuda::attention(&self.attention, inputs)?;
+        self.lse.get_or_init(|| Lse::Cuda(lse));
+        Ok((out, q_layout.shape().clone()))
     }
 }

@@ -11,7 +11,9 @@ use candle_core::{CudaDevice, CudaStorage, DType, DeviceLocation, Layout as Cand
 use half::{bf16, f16};
 use longrope::descriptor::Attention;
 use longrope::device::{Context, DeviceTensor, Dtype, Stream};
-use longrope::ops::{self, AttentionTensors, DeviceChoices, DevicePositions, RotaryTensor, Workspace};
+use longrope::ops::{
+    self, AttentionBackwardTensors, AttentionTensors, DeviceChoices, DevicePositions, RotaryTensor, Workspace,
+};
 
 use crate::cpu::wrong_dtype;
 use crate::error;
@@ -92,20 +94,36 @@ fn rotate<T: Element>(rotary: &Rotary, inputs: &[Input<'_>]) -> Result<CudaStora
     Ok(CudaStorage::wrap_cuda_slice(out, launch.device.clone()))
 }
 
-/// Attention of the first input over the second and third.
-pub(crate) fn attention(attention: &Attention, inputs: [Input<'_>; 3]) -> Result<CudaStorage> {
-    let (name, storage, _) = inputs[0];
-    match storage.dtype() {
+/// A number for each row of queries, contiguous `[batch, length, heads]`.
+pub(crate) type Rows = CudaSlice<f32>;
+
+/// Attention of the first input over the second and third, and its log-sum-exp.
+pub(crate) fn attention(attention: &Attention, inputs: [Input<'_>; 3]) -> Result<(CudaStorage, Rows)> {
+    match inputs[0].1.dtype() {
         DType::F16 => attend::<f16>(attention, inputs),
         DType::BF16 => attend::<bf16>(attention, inputs),
-        other => {
-            let found = format!("type {other:?} on a GPU");
-            Err(error(longrope::Error::argument(name, found, "F16 or BF16")))
-        }
+        other => Err(not_for_a_gpu(inputs[0].0, other)),
     }
 }
 
-fn attend<T: Element>(attention: &Attention, inputs: [Input<'_>; 3]) -> Result<CudaStorage> {
+/// Gradients by q, k and v, one after the other, from these, the output, and its gradient.
+pub(crate) fn attention_backward(
+    attention: &Attention,
+    lse: &Rows,
+    inputs: [Input<'_>; 5],
+) -> Result<CudaStorage> {
+    match inputs[0].1.dtype() {
+        DType::F16 => differentiate::<f16>(attention, lse, inputs),
+        DType::BF16 => differentiate::<bf16>(attention, lse, inputs),
+        other => Err(not_for_a_gpu(inputs[0].0, other)),
+    }
+}
+
+fn not_for_a_gpu(name: &str, dtype: DType) -> candle_core::Error {
+    error(longrope::Error::argument(name, format!("type {dtype:?} on a GPU"), "F16 or BF16"))
+}
+
+fn attend<T: Element>(attention: &Attention, inputs: [Input<'_>; 3]) -> Result<(CudaStorage, Rows)> {
     let launch = Launch::new(inputs[0].1.device())?;
     let out = launch.allocate::<T>(inputs[0].2.shape().elem_count())?;
     let (address, written) = out.device_ptr(&launch.stream);
@@ -114,21 +132,59 @@ fn attend<T: Element>(attention: &Attention, inputs: [Input<'_>; 3]) -> Result<C
         [q?, k?, v?]
     };
     let out_tensor = DeviceTensor { address, dtype: T::DTYPE, layout: contiguous(q.layout.shape()) };
-    let tensors = AttentionTensors { q, k, v, out: out_tensor, lse: None };
+    let lse = launch.allocate::<f32>(out_tensor.layout.shape()[..3].iter().product())?;
+    let (lse_tensor, lse_written) = launch.rows(&lse, &q);
+    let tensors = AttentionTensors { q, k, v, out: out_tensor, lse: Some(lse_tensor) };
     let operation = ops::Attention::new(*attention);
     let bytes = operation.workspace_size(&tensors).map_err(error)?;
-    let scratch = match bytes {
-        0 => None,
-        // SAFETY: what a workspace holds before a launch does not matter.
-        bytes => Some(unsafe { launch.device.alloc::<u8>(bytes) }?),
+    launch.with_workspace(bytes, |workspace| {
+        // SAFETY: as in `rotate`; the workspace is freed on the stream too, after this launch.
+        unsafe { operation.run(&launch.kernels, &tensors, workspace, launch.raw()) }.map_err(error)
+    })?;
+    drop((q_read, k_read, v_read, written, lse_written));
+    Ok((CudaStorage::wrap_cuda_slice(out, launch.device.clone()), lse))
+}
+
+fn differentiate<T: Element>(
+    attention: &Attention,
+    lse: &Rows,
+    inputs: [Input<'_>; 5],
+) -> Result<CudaStorage> {
+    let launch = Launch::new(inputs[0].1.device())?;
+    let sizes = [0, 1, 2].map(|i: usize| inputs[i].2.shape().elem_count());
+    let gradients = launch.allocate::<T>(sizes.iter().sum())?;
+    let (first, written) = gradients.device_ptr(&launch.stream);
+    let [(q, q_read), (k, k_read), (v, v_read), (out, out_read), (d_out, d_out_read)] = {
+        let [q, k, v, out, d_out] =
+            inputs.map(|(name, storage, candle)| launch.input::<T>(name, storage, candle));
+        [q?, k?, v?, out?, d_out?]
     };
-    let scratch_use = scratch.as_ref().map(|scratch| scratch.device_ptr(&launch.stream));
-    let workspace =
-        scratch_use.as_ref().map_or(Workspace::NONE, |(address, _)| Workspace { address: *address, bytes });
-    // SAFETY: as in `rotate`; the workspace is freed on the stream too, after this launch.
-    unsafe { operation.run(&launch.kernels, &tensors, workspace, launch.raw()) }.map_err(error)?;
-    drop((q_read, k_read, v_read, written, scratch_use));
-    Ok(CudaStorage::wrap_cuda_slice(out, launch.device.clone()))
+    let (lse, lse_read) = launch.rows(lse, &q);
+    let gradient = |of: &DeviceTensor, before: usize| DeviceTensor {
+        address: first + (before * size_of::<T>()) as u64,
+        dtype: T::DTYPE,
+        layout: contiguous(of.layout.shape()),
+    };
+    let tensors = AttentionBackwardTensors {
+        q,
+        k,
+        v,
+        out: Some(out),
+        lse,
+        delta: None,
+        d_out,
+        dq: gradient(&q, 0),
+        dk: gradient(&k, sizes[0]),
+        dv: gradient(&v, sizes[0] + sizes[1]),
+    };
+    let operation = ops::AttentionBackward::new(*attention);
+    let bytes = operation.workspace_size(&tensors).map_err(error)?;
+    launch.with_workspace(bytes, |workspace| {
+        // SAFETY: as in `rotate`.
+        unsafe { operation.run(&launch.kernels, &tensors, workspace, launch.raw()) }.map_err(error)
+    })?;
+    drop((q_read, k_read, v_read, out_read, d_out_read, lse_read, written));
+    Ok(CudaStorage::wrap_cuda_slice(gradients, launch.device.clone()))
 }
 
 /// What a launch on a device needs. The device's context is current from here on.
@@ -151,6 +207,24 @@ impl Launch {
 
     fn raw(&self) -> Stream {
         Stream::from_raw(self.stream.cu_stream().cast::<c_void>())
+    }
+
+    /// Runs a launch with a workspace of so many bytes.
+    fn with_workspace(&self, bytes: usize, run: impl FnOnce(Workspace) -> Result<()>) -> Result<()> {
+        if bytes == 0 {
+            return run(Workspace::NONE);
+        }
+        // SAFETY: what a workspace holds before a launch does not matter.
+        let memory = unsafe { self.device.alloc::<u8>(bytes) }?;
+        let (address, _used) = memory.device_ptr(&self.stream);
+        run(Workspace { address, bytes })
+    }
+
+    /// Numbers of the rows of queries.
+    fn rows<'a>(&'a self, rows: &'a Rows, q: &DeviceTensor) -> (DeviceTensor, Guard<'a>) {
+        let [batch, length, heads, _] = q.layout.shape();
+        let (address, guard) = rows.device_ptr(&self.stream);
+        (DeviceTensor { address, dtype: Dtype::F32, layout: contiguous([batch, length, heads, 1]) }, guard)
     }
 
     /// Memory for that many elements, not initialised.

@@ -5,8 +5,7 @@
 //! f32, rounded once); a GPU takes f32, f16 and bf16 for the rotary embedding, f16 and bf16 for attention. A GPU needs the
 //! feature `cuda`, and a longrope that was built with nvcc.
 //!
-//! A backward pass gives gradients through the rotary embedding on every device, and through attention on the CPU; through attention
-//! on a GPU it is an error for now, never a gradient that is silently missing.
+//! A backward pass gives gradients through the rotary embedding and through attention, on the CPU and on GPUs.
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
@@ -29,6 +28,7 @@
 //! ```
 
 mod attention;
+mod attention_backward;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;

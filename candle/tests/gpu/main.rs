@@ -34,7 +34,10 @@ const TESTS: &[Test] = &[
         shared::attention::is_within_its_bound_of_the_reference(gpu, DType::BF16, Some(7), STEP);
     }),
     ("operations_wait_for_what_was_computed_before_and_are_waited_for", stream_order),
-    ("a_backward_pass_through_attention_is_an_error", backward_is_refused),
+    ("gradients_of_attention_in_f16_are_those_of_the_cpu", |gpu| attention_backward(gpu, DType::F16, 4e-3)),
+    ("gradients_of_attention_in_bf16_are_those_of_the_cpu", |gpu| attention_backward(gpu, DType::BF16, 3e-2)),
+    ("gradients_of_a_layer_are_its_finite_differences", layer_differences),
+    ("no_gradient_is_missing", none_is_missing),
     ("a_backward_pass_through_the_rotary_embedding_is_that_of_the_cpu", rotary_backward),
     ("what_a_gpu_can_not_compute_is_refused_by_name", refusals),
 ];
@@ -92,12 +95,90 @@ fn stream_order(gpu: &Device) {
     }
 }
 
-fn backward_is_refused(gpu: &Device) {
+/// Queries, keys and values of a layer, and weights of its output.
+const LAYER: [[usize; 4]; 4] = [[2, 70, 4, 64], [2, 70, 2, 64], [2, 70, 2, 64], [2, 70, 4, 64]];
+
+/// A layer: queries and keys rotated, then attention with a window, as the sum of its output times weights.
+fn loss([q, k, v, weights]: [&Tensor; 4]) -> Tensor {
+    let (q, k) = rotary().at(3).apply(q, k).unwrap();
+    let out = attention(&q, &k, v, &Attention { window: Some(41), ..Attention::causal() }).unwrap();
+    (out * weights).unwrap().to_dtype(DType::F32).unwrap().sum_all().unwrap()
+}
+
+/// What the inputs of a layer hold, exact in the type.
+fn layer(dtype: DType) -> [Vec<f32>; 4] {
+    [0, 1, 2, 3].map(|i: usize| values(dtype, 20 + i as u64, LAYER[i].iter().product()))
+}
+
+fn variables(inputs: &[Vec<f32>; 4], dtype: DType, device: &Device) -> [Var; 4] {
+    [0, 1, 2, 3].map(|i: usize| {
+        let x = Tensor::from_vec(inputs[i].clone(), &LAYER[i], device).unwrap();
+        Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap()
+    })
+}
+
+/// The gradients of the layer's inputs, and its loss.
+fn gradients(inputs: &[Vec<f32>; 4], dtype: DType, device: &Device) -> Vec<Vec<f32>> {
+    let variables = variables(inputs, dtype, device);
+    let found = loss([0, 1, 2, 3].map(|i: usize| variables[i].as_tensor())).backward().unwrap();
+    variables.iter().map(|x| elements(found.get(x).unwrap())).collect()
+}
+
+/// Against the CPU in f32: what differs are the roundings of rotated queries and keys, of weights, of the output and of gradients.
+fn attention_backward(gpu: &Device, dtype: DType, bound: f32) {
+    let inputs = layer(dtype);
+    let (found, exact) = (gradients(&inputs, dtype, gpu), gradients(&inputs, DType::F32, &Device::Cpu));
+    for (i, (found, exact)) in found.iter().zip(&exact).enumerate() {
+        let largest = exact.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+        for (found, exact) in found.iter().zip(exact) {
+            assert!(
+                (found - exact).abs() <= bound * largest,
+                "input {i}: {found} is not {exact}, of up to {largest}"
+            );
+        }
+    }
+}
+
+/// The gradients on the GPU against differences of the loss on the CPU, in f32, along random directions.
+fn layer_differences(gpu: &Device) {
+    let (dtype, step) = (DType::BF16, 0.01f32);
+    let inputs = layer(dtype);
+    let found = gradients(&inputs, dtype, gpu);
+    for i in 0..3 {
+        for seed in 30..34 {
+            let direction = values(dtype, seed, inputs[i].len());
+            let at = |step: f32| {
+                let mut moved = inputs.clone();
+                moved[i].iter_mut().zip(&direction).for_each(|(x, d)| *x += step * d);
+                let moved = variables(&moved, DType::F32, &Device::Cpu);
+                f64::from(loss([0, 1, 2, 3].map(|i: usize| moved[i].as_tensor())).to_scalar::<f32>().unwrap())
+            };
+            let difference = (at(step) - at(-step)) / f64::from(2.0 * step);
+            let product: f64 = found[i].iter().zip(&direction).map(|(g, d)| f64::from(g * d)).sum();
+            // Each gradient is rounded, which adds up as a random walk; 2^-8 of the length of all of them is four times that.
+            let length =
+                found[i].iter().zip(&direction).map(|(g, d)| f64::from(g * d).powi(2)).sum::<f64>().sqrt();
+            let bound = 5e-3 * (1.0 + product.abs()) + 4.0 * length / 64.0;
+            assert!(
+                (product - difference).abs() <= bound,
+                "input {i}: {product}, {difference}, bound {bound}"
+            );
+        }
+    }
+}
+
+/// Every input has a gradient that is not zero, also one that is used twice.
+fn none_is_missing(gpu: &Device) {
+    let found = gradients(&layer(DType::BF16), DType::BF16, gpu);
+    assert!(found.iter().all(|gradient| gradient.iter().any(|x| *x != 0.0)));
     let x = Var::from_tensor(&Tensor::ones((1, 5, 2, 64), DType::BF16, gpu).unwrap()).unwrap();
     let rotated = rotary().apply_one(&x).unwrap();
     let attended = attention(&rotated, &rotated, &x, &Attention::causal()).unwrap();
-    let message = attended.sum_all().unwrap().backward().unwrap_err().to_string();
-    assert!(message.contains("longrope-attention"), "{message}");
+    let gradients = attended.sum_all().unwrap().backward().unwrap();
+    // Of equal values any weights make the same output, so that the gradient is that of the values alone.
+    let found = elements(gradients.get(&x).unwrap());
+    let sum: f32 = found.iter().sum();
+    assert!((sum - 640.0).abs() < 2.0, "{sum}");
 }
 
 /// The gradient through a rotation is the transposed rotation of the gradient, as on the CPU.
