@@ -200,13 +200,18 @@ pub(crate) unsafe fn download<N: Number>(to: &mut [N], from: u64, stream: Stream
     check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.raw()) })
 }
 
-/// Writes zero to a 32-bit word of device memory, in the order of the stream.
+/// Writes a value to some 32-bit words of device memory, in the order of the stream.
 ///
 /// # Safety
-/// The address must be of device memory of the stream's context, a multiple of 4.
-pub(crate) unsafe fn clear_word(address: u64, stream: Stream) -> Result<(), DeviceError> {
+/// The address must be of as many words of device memory of the stream's context, a multiple of 4.
+pub(crate) unsafe fn fill_words(
+    address: u64,
+    value: u32,
+    count: usize,
+    stream: Stream,
+) -> Result<(), DeviceError> {
     // SAFETY: the caller's promise.
-    check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(address, 0, 1, stream.raw()) })
+    check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(address, value, count, stream.raw()) })
 }
 
 /// A number of which any bits are one.

@@ -27,7 +27,7 @@ pub(crate) mod tensor_map;
 pub use context::Context;
 pub(crate) use context::{Family, Grid};
 pub use driver::{DeviceError, Stream};
-pub(crate) use driver::{clear_word, download};
+pub(crate) use driver::{download, fill_words};
 pub use image::is_embedded;
 pub use slice::{Element, SliceTensor, SliceTensorMut};
 pub(crate) use tensor::Address;

@@ -198,10 +198,10 @@ impl<'a> Attention<'a> {
             sequences,
             longest,
             most_keys: keys,
-            // Of packed sequences it is only known how many queries they have.
-            about_keys: if is_dense { keys } else { longest },
+            // Of packed sequences it is only known how many queries and keys they have together, and the most queries.
+            about_keys: if is_dense { keys } else { longest.max(keys / sequences) },
             scale: arguments.scale(),
-            may_split: is_dense,
+            has_gaps: !is_dense,
             cache: None,
             rotary: self.query_rotary,
             max_multiprocessors: self.max_multiprocessors,

@@ -5,7 +5,7 @@ use crate::descriptor::Layout;
 use crate::device::params::{
     longrope_attention_params, longrope_attention_sm90_params, longrope_cache, longrope_new_tokens,
 };
-use crate::device::{Context, DeviceTensor, Grid, Stream, clear_word, tensor_map};
+use crate::device::{Context, DeviceTensor, Grid, Stream, fill_words, tensor_map};
 use crate::ops::attention_arguments::blocks_of;
 use crate::ops::attention_kernels::{self as kernels, HopperKernel, Kernel};
 use crate::ops::cache_rotary::CacheRotary;
@@ -41,8 +41,8 @@ pub(super) struct Request<'a> {
     pub(super) most_keys: usize,
     pub(super) about_keys: usize,
     pub(super) scale: f32,
-    /// Whether each batch of the tensors is a sequence whose rows are all written, unless it is bad, so that parts of them can be merged.
-    pub(super) may_split: bool,
+    /// Whether there may be rows of no sequence, or of a bad one that the kernel does not know: a merge of parts must leave them out.
+    pub(super) has_gaps: bool,
     pub(super) cache: Option<(longrope_cache, longrope_new_tokens)>,
     pub(super) rotary: Option<CacheRotary<'a>>,
     pub(super) max_multiprocessors: Option<u32>,
@@ -90,7 +90,7 @@ impl<'a> HopperPlan<'a> {
         let whole = blocks_of(&[sequences, sections, section_heads, tiles])? as usize;
         let shape = q.layout.shape();
         let all_rows = shape[..3].iter().try_fold(1usize, |product, &size| product.checked_mul(size))?;
-        let splits = if request.may_split { splits(whole, about_keys, all_rows) } else { 1 };
+        let splits = splits(whole, about_keys, all_rows);
         params.tiles = tiles as i64;
         params.section_heads = section_heads as i32;
         params.sections = sections as i32;
@@ -133,6 +133,10 @@ impl<'a> HopperPlan<'a> {
         let at = |offset: usize| workspace.address + offset as u64;
         if let Some(merge) = &mut self.merge {
             merge.place(&mut self.params, at(self.parts_at));
+            if self.request.has_gaps {
+                // SAFETY: the parts lie in the workspace.
+                unsafe { merge.mark_bad(stream) }?;
+            }
         }
         let rotated = DeviceTensor {
             address: at(self.rotated_at),
@@ -166,7 +170,7 @@ impl<'a> HopperPlan<'a> {
         let blocks = self.items.min(most.clamp(1, MAX_BLOCKS as u32));
         if self.items > blocks {
             // SAFETY: the workspace begins with the counter.
-            unsafe { clear_word(workspace.address, stream) }?;
+            unsafe { fill_words(workspace.address, 0, 1, stream) }?;
         }
         let grid = Grid { blocks, threads: [threads, 1, 1], shared_bytes };
         // SAFETY: the name is that of a kernel of Hopper, which takes this block; the rest is the caller's promise.

@@ -217,7 +217,8 @@ impl Prefill<'_> {
                     most_keys: capacity,
                     about_keys: capacity,
                     scale,
-                    may_split: true,
+                    // Those of a cache the merge finds itself.
+                    has_gaps: false,
                     cache: Some((cache, tokens)),
                     rotary: None,
                     max_multiprocessors: None,

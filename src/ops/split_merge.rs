@@ -4,10 +4,13 @@ use crate::device::params::{
     longrope_attention_params, longrope_cache, longrope_merge_params, longrope_new_tokens,
     longrope_split_merge_params,
 };
-use crate::device::{Context, DeviceError, Dtype, Family, Grid, Stream};
+use crate::device::{Context, DeviceError, Dtype, Family, Grid, Stream, fill_words};
 
 /// Threads of a merging block, a warp a row (`kMergeThreads`).
 const MERGE_THREADS: u32 = 256;
+
+/// The log-sum-exp of a row of a bad sequence, as bits (`kBadPart`).
+const BAD_PART: u32 = 0x7fc0_bada;
 
 /// By [`Dtype`]: the instances in `cuda/split_merge.cu`.
 static MERGES: [&str; 3] =
@@ -84,6 +87,17 @@ impl SplitMerge {
         attention.lse = lse as *mut f32;
         self.params.merge.parts = address as *const f32;
         self.params.merge.parts_lse = lse as *const f32;
+    }
+
+    /// Marks all rows as those of a bad sequence, so that only what the attention writes is merged.
+    ///
+    /// # Safety
+    /// The parts are placed in memory of the stream's context.
+    pub(super) unsafe fn mark_bad(&self, stream: Stream) -> Result<(), DeviceError> {
+        let merge = &self.params.merge;
+        let rows = (merge.batch * merge.length) as usize * merge.heads as usize;
+        // SAFETY: the first part has so many log-sum-exps.
+        unsafe { fill_words(merge.parts_lse as u64, BAD_PART, rows, stream) }
     }
 
     /// Launches the merge, after the attention.

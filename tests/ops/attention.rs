@@ -382,7 +382,11 @@ fn a_workspace_holds_a_counter_and_the_sums_of_many_keys() {
     // Of packed sequences it is the tensors' keys that count, whatever the sequences are.
     let (attention, mut tensors) = packed(PACKED);
     resize(&mut tensors, 4097, 128);
-    assert_eq!(attention.workspace_size(&tensors), Ok(128 + 144 * 128 * 128 * 4));
+    let parts = 2 * 20 * (128 + 1) * 4usize;
+    assert_eq!(
+        attention.workspace_size(&tensors),
+        Ok(128 + 144 * 128 * 128 * 4 + parts.next_multiple_of(128))
+    );
     // Without queries there is nothing to launch.
     let (attention, tensors) = packed(Packed { count: 0, ..PACKED });
     assert_eq!(attention.workspace_size(&tensors), Ok(0));
@@ -397,10 +401,13 @@ fn a_workspace_holds_the_parts_of_keys_that_few_queries_divide() {
         let expected = 128 + sums + part.next_multiple_of(128);
         assert_eq!(workspace(|_, t| resize(t, keys, 128)), expected, "{keys} keys");
     }
-    // Packed sequences are not divided.
+    // Of three packed sequences, 12 blocks: as if each had a third of the keys. There are 5 rows of 4 heads of them all.
     let (attention, mut tensors) = packed(PACKED);
-    resize(&mut tensors, 4096, 128);
-    assert_eq!(attention.workspace_size(&tensors), Ok(128));
+    resize(&mut tensors, 3 * 1024, 128);
+    assert_eq!(
+        attention.workspace_size(&tensors),
+        Ok(128 + (2 * 20 * (128 + 1) * 4usize).next_multiple_of(128))
+    );
 }
 
 /// Factor sets of so many pairs.

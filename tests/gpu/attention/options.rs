@@ -3,13 +3,17 @@
 
 use longrope::descriptor::{self, Layout};
 use longrope::device::{DeviceTensor, Dtype};
-use longrope::ops::{Attention, AttentionTensors, BAD_CHOICE, CacheChoices, CacheRotary, Carry, Workspace};
+use longrope::ops::{
+    Attention, AttentionTensors, BAD_CHOICE, BAD_SEQUENCE, CacheChoices, CacheRotary, Carry, Packed,
+    Sequences, Starts, Workspace,
+};
 use longrope::scaling::SetChoice;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use crate::attention::forward::reference_problem;
 use crate::attention::long::{Found, Sequence};
-use crate::attention::oracle::{self, decode, random_bits, scratch};
+use crate::attention::oracle::{self, ONE_CALL, decode, exact, random_bits, scratch};
 use crate::buffer::{Buffer, Gpu, format, runs_portable_kernels};
 use crate::cache::model::{By, Rotation, WHILE_READ, rotation};
 use crate::check_cases;
@@ -21,6 +25,7 @@ pub const TESTS: &[crate::Test] = &[
     ("a_limit_of_multiprocessors_changes_no_bit", limited),
     ("few_queries_divide_their_keys_among_blocks", few_queries),
     ("a_carry_is_taken_in_once_where_keys_are_divided", carried),
+    ("packed_sequences_divide_their_keys_and_rows_of_none_are_left_alone", packed),
 ];
 
 /// Queries to rotate, alike in as many sequences as there are dimensions.
@@ -239,5 +244,75 @@ fn carried(gpu: &Gpu) {
         }
         let found = Found { out: gpu.download(&out), lse: gpu.download(&lse) };
         sequence.check_random(&found, &[(0, 0), (17, 1), (39, 3)]);
+    }
+}
+
+/// Three sequences, of which the third may be bad, with rows before, between and behind them that belong to none.
+fn packed(gpu: &Gpu) {
+    let (dtype, [heads, key_heads], dim) = (Dtype::F16, [2, 1], 64);
+    let (query_starts, key_starts) = ([3i64, 23, 33, 63], [5i64, 3005, 4999, 7005]);
+    // Beyond the tensor.
+    let bad_key_starts = [5i64, 3005, 4999, 7011];
+    for (key_starts, bad) in [(key_starts, false), (bad_key_starts, true)] {
+        let (queries, keys) = (70, 7010);
+        let bits = [(queries, heads, 3.0), (keys, key_heads, 1.0), (keys, key_heads, 1.0)].map(
+            |(length, heads, largest)| random_bits(dtype, 40 + heads as u64, length * heads * dim, largest),
+        );
+        let new = |i: usize, shape| Buffer::new(gpu, dtype, Order::Bshd, shape, 0, Some(&bits[i]));
+        let q = new(0, [1, queries, heads, dim]);
+        let (k, v) = (new(1, [1, keys, key_heads, dim]), new(2, [1, keys, key_heads, dim]));
+        let out = Buffer::new(gpu, Dtype::F32, Order::Bshd, [1, queries, heads, dim], 0, None);
+        let lse = Buffer::new(gpu, Dtype::F32, Order::Bshd, [1, queries, heads, 1], 0, None);
+        let (there, keys_there, status) =
+            (gpu.upload(&query_starts), gpu.upload(&key_starts), gpu.upload(&[0u32]));
+        let attention = Attention {
+            sequences: Sequences::Packed(Packed {
+                count: 3,
+                query_starts: gpu.address(&there),
+                key_starts: gpu.address(&keys_there),
+                starts: Starts::I64,
+                max_query_length: 30,
+            }),
+            status: Some(gpu.address(&status)),
+            ..Attention::new(descriptor::Attention::default())
+        };
+        let tensors = AttentionTensors {
+            q: q.tensor,
+            k: k.tensor,
+            v: v.tensor,
+            out: out.tensor,
+            lse: Some(lse.tensor),
+        };
+        // SAFETY: the buffers are as large as their layouts say, and live until the results were read.
+        unsafe { oracle::launch(gpu, &attention, &tensors) };
+        let (out, lse) = (out.read(gpu), lse.read(gpu));
+        assert_eq!(gpu.download(&status), [if bad { BAD_SEQUENCE } else { 0 }]);
+        let mut written = vec![false; queries];
+        for i in 0..if bad { 2 } else { 3 } {
+            let [rows, of_keys] =
+                [&query_starts, &key_starts].map(|starts| starts[i] as usize..starts[i + 1] as usize);
+            rows.clone().for_each(|row| written[row] = true);
+            let part = |i: usize, rows: &std::ops::Range<usize>, heads| {
+                decode(dtype, &bits[i][rows.start * heads * dim..rows.end * heads * dim])
+            };
+            let problem = reference_problem(
+                &attention.attention,
+                [heads, key_heads],
+                [rows.len(), of_keys.len()],
+                dim,
+                0,
+            );
+            let [q, k, v] =
+                [part(0, &rows, heads), part(1, &of_keys, key_heads), part(2, &of_keys, key_heads)];
+            let exact = exact(&problem, &q, &k, &v);
+            let found = &out[rows.start * heads * dim..rows.end * heads * dim];
+            let lse = &lse[rows.start * heads..rows.end * heads];
+            // Sums of more keys than the bound is for, by so many parts.
+            oracle::check(&exact, dtype, 8.0 * ONE_CALL, (Dtype::F32, found), Some(lse)).unwrap();
+        }
+        for (row, written) in written.into_iter().enumerate() {
+            let of_row = &out[row * heads * dim..(row + 1) * heads * dim];
+            assert_eq!(of_row.iter().all(|bits| *bits == u32::MAX), !written, "row {row}");
+        }
     }
 }
