@@ -104,9 +104,13 @@ unsafe fn fresh(
     sequences: usize,
     stream: Stream,
 ) -> Result<Vec<i64>, Error> {
-    let Some((tokens, tensor)) = new else { return Ok(vec![0; sequences]) };
+    let Some((tokens, tensor)) = new else { return zeros(sequences) };
     let total = tensor.layout.length() as i64;
-    let NewTokens::Packed(packed) = tokens else { return Ok(vec![total; sequences]) };
+    let NewTokens::Packed(packed) = tokens else {
+        let mut all = zeros(sequences)?;
+        all.fill(total);
+        return Ok(all);
+    };
     // SAFETY: the caller's promise.
     let starts = unsafe { numbers(packed.starts, packed.kind == Starts::I64, sequences + 1, stream) }?;
     let mut before = 0;
@@ -131,13 +135,26 @@ unsafe fn fresh(
 /// As [`Numbers::validate`].
 unsafe fn numbers(address: Address, wide: bool, count: usize, stream: Stream) -> Result<Vec<i64>, Error> {
     if wide {
-        let mut found = vec![0i64; count];
+        let mut found = zeros::<i64>(count)?;
         // SAFETY: the caller's promise.
         unsafe { download(&mut found, address, stream) }?;
         return Ok(found);
     }
-    let mut found = vec![0i32; count];
+    let mut narrow = zeros::<i32>(count)?;
     // SAFETY: as above.
-    unsafe { download(&mut found, address, stream) }?;
-    Ok(found.into_iter().map(i64::from).collect())
+    unsafe { download(&mut narrow, address, stream) }?;
+    let mut found = zeros::<i64>(count)?;
+    found.iter_mut().zip(narrow).for_each(|(wide, narrow)| *wide = i64::from(narrow));
+    Ok(found)
+}
+
+/// So many zeros, or an error where there is no memory for them: a number of sequences may be anything.
+fn zeros<T: Clone + Default>(count: usize) -> Result<Vec<T>, Error> {
+    let mut zeros = Vec::new();
+    if zeros.try_reserve_exact(count).is_err() {
+        let expected = "as many as there is memory of the host for, to check them";
+        return Err(Error::unsupported("cache", format!("{count} numbers"), expected));
+    }
+    zeros.resize(count, T::default());
+    Ok(zeros)
 }

@@ -105,7 +105,7 @@ fn run_partition(gpu: &Gpu, case: &Partition) -> Result<(), TestCaseError> {
         attention.attention.key_offset += first as i64;
         // Carried on, results take turns in two places, or stay in one.
         let place = |i: usize| match case.is_carried {
-            true if case.seed % 2 == 0 => 0,
+            true if case.seed.is_multiple_of(2) => 0,
             true => i % 2,
             false => i,
         };

@@ -1,4 +1,5 @@
-//! Random lives of one cache: appends, switches of factor sets, re-rotations and decodes, each against the reference.
+//! Random lives of one cache: appends, switches of factor sets, re-rotations, decodes and chunks of a prompt, each against the
+//! reference.
 
 use longrope::device::Dtype;
 use longrope::ops::{CacheChoices, CacheRotary, CachedKeys, RerotateCache, Split, Starts};
@@ -11,6 +12,7 @@ use crate::cache::model::{
     Expect, ONE_ROTATION, Rotation, append_tensors, appending, check_append, decode_over, empty,
     exact_rotated, rotation, row, state, upload_new,
 };
+use crate::cache::prefill;
 use crate::check_cases;
 use crate::decode::model::{Form, Memory, Problem, Sequence};
 use crate::random::Order;
@@ -20,12 +22,18 @@ pub const TESTS: &[crate::Test] = &[("lives_of_sequences_agree_with_the_referenc
 /// Sequences of a life.
 const COUNT: usize = 3;
 
-/// First some sequences change their sets; then each gets so many new tokens, and is decoded.
+/// First some sequences change their sets; then each gets so many new tokens, and is decoded, or prefilled if the tokens are a chunk
+/// of a prompt.
 #[derive(Debug, Clone)]
 struct Step {
     switched: [bool; COUNT],
     fresh: [usize; COUNT],
+    is_chunk: bool,
 }
+
+/// New tokens of a sequence in a step, at most.
+const FEW: usize = 16;
+const CHUNK: usize = 5 * FEW;
 
 #[derive(Debug, Clone)]
 struct Life {
@@ -37,12 +45,16 @@ struct Life {
 }
 
 fn life() -> impl Strategy<Value = Life> {
-    let fresh = || prop_oneof![1 => Just(0usize), 2 => Just(1usize), 2 => 1usize..=16];
+    let fresh = || prop_oneof![1 => Just(0usize), 2 => Just(1usize), 2 => 1usize..=FEW];
     let step = (
         [prop::bool::weighted(0.3), prop::bool::weighted(0.3), prop::bool::weighted(0.3)],
         [fresh(), fresh(), fresh()],
+        prop::bool::weighted(0.2),
     )
-        .prop_map(|(switched, fresh)| Step { switched, fresh });
+        .prop_map(|(switched, fresh, is_chunk)| {
+            let times = if is_chunk { CHUNK / FEW } else { 1 };
+            Step { switched, fresh: fresh.map(|fresh| fresh * times), is_chunk }
+        });
     let steps = proptest::collection::vec(step, 2..9);
     let sets = select(vec![16usize, 64, 96, 128]).prop_flat_map(|head_dim| {
         let pairs = (1..=head_dim / 16).prop_map(|n| 8 * n);
@@ -72,7 +84,7 @@ fn life() -> impl Strategy<Value = Life> {
             heads,
             head_dim,
             sequences: (0..COUNT).map(end).collect(),
-            form: Form::Packed { starts: Starts::I32, around: [1, 2], most: 16 },
+            form: Form::Packed { starts: Starts::I32, around: [1, 2], most: CHUNK },
             page_size,
             room: 1,
             orders: [order, Order::Bshd, Order::Bshd, Order::Bshd],
@@ -110,7 +122,9 @@ impl State<'_> {
     fn problem(&self, fresh: &[usize; COUNT]) -> Problem {
         let end = &self.life.problem;
         let now = |i: usize| Sequence { length: self.lengths[i], fresh: fresh[i], ..end.sequences[i] };
-        Problem { sequences: (0..COUNT).map(now).collect(), ..end.clone() }
+        let most = if fresh.iter().all(|fresh| *fresh <= FEW) { FEW } else { CHUNK };
+        let form = Form::Packed { starts: Starts::I32, around: [1, 2], most };
+        Problem { sequences: (0..COUNT).map(now).collect(), form, ..end.clone() }
     }
 
     /// Lengths and starts of a problem into the memory's numbers.
@@ -223,8 +237,8 @@ impl State<'_> {
         Ok(())
     }
 
-    /// Appends new tokens, and decodes them.
-    fn grow(&mut self, fresh: &[usize; COUNT]) -> Result<(), String> {
+    /// Appends new tokens, and decodes or prefills them.
+    fn grow(&mut self, fresh: &[usize; COUNT], is_chunk: bool) -> Result<(), String> {
         let (gpu, rotation, keys) = (self.gpu, &self.life.rotation, self.life.keys);
         for (i, fresh) in fresh.iter().enumerate() {
             self.lengths[i] += fresh;
@@ -258,17 +272,18 @@ impl State<'_> {
             }
         }
         let [q, ..] = new;
-        self.decode(&problem, q, &after, rotary)
+        self.attend(&problem, q, &after, rotary, is_chunk)
     }
 
-    /// Decodes with the queries that an append rotated. The reference takes rotated keys as they lie in the cache, where their bits
+    /// Attention of the queries that an append rotated. The reference takes rotated keys as they lie in the cache, where their bits
     /// were checked.
-    fn decode(
+    fn attend(
         &mut self,
         problem: &Problem,
         q: Buffer,
         [queries, keys, _]: &[Vec<u32>; 3],
         rotary: CacheRotary,
+        is_chunk: bool,
     ) -> Result<(), String> {
         let width = problem.heads[0] * problem.head_dim;
         let exact = |i: usize| -> Exact {
@@ -287,7 +302,15 @@ impl State<'_> {
         let exact: Vec<Exact> = (0..COUNT).map(exact).collect();
         self.memory.q = q;
         let is_rotating = self.life.keys == CachedKeys::Unrotated;
-        let found = decode_over(self.gpu, problem, &self.memory, is_rotating.then_some(rotary))?;
+        let rotary = is_rotating.then_some(rotary);
+        if is_chunk {
+            for kernels in self.gpu.contexts() {
+                let ran = prefill::run(self.gpu, kernels, problem, &self.memory, rotary, true);
+                prefill::check(problem, &exact, &ran)?;
+            }
+            return Ok(());
+        }
+        let found = decode_over(self.gpu, problem, &self.memory, rotary)?;
         if found.status != 0 {
             return Err(format!("status {}", found.status));
         }
@@ -304,7 +327,7 @@ fn lives(gpu: &Gpu) {
         let passes = [(); COUNT].map(|()| Vec::new());
         let mut state = State { gpu, life: &life, memory, numbers: [0; COUNT], passes, lengths: [0; COUNT] };
         for (number, step) in life.steps.iter().enumerate() {
-            let run = state.switch(&step.switched).and_then(|()| state.grow(&step.fresh));
+            let run = state.switch(&step.switched).and_then(|()| state.grow(&step.fresh, step.is_chunk));
             run.map_err(|error| TestCaseError::fail(format!("step {number}: {error}")))?;
         }
         Ok(())

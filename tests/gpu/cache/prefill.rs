@@ -26,7 +26,7 @@ pub const TESTS: &[crate::Test] = &[
 ];
 
 /// What one call did.
-struct Ran {
+pub struct Ran {
     found: Found,
     /// What `validate` said.
     said: Result<(), String>,
@@ -35,7 +35,7 @@ struct Ran {
 }
 
 /// One call of a context's kernel, with the numbers as the memory has them now.
-fn run(
+pub fn run(
     gpu: &Gpu,
     kernels: &Context,
     problem: &Problem,
@@ -63,7 +63,7 @@ fn run(
 }
 
 /// That a call on good numbers gave what is exact.
-fn check(problem: &Problem, exact: &[Exact], ran: &Ran) -> Result<(), String> {
+pub fn check(problem: &Problem, exact: &[Exact], ran: &Ran) -> Result<(), String> {
     if ran.found.status != 0 {
         return Err(format!("status {}", ran.found.status));
     }
