@@ -155,12 +155,12 @@ def launches(time):
     return max(1, math.ceil(TURN / time))
 
 
-def open_in(worker, case):
+def open_in(worker, case, backward=False):
     """How many launches make the worker's turn; None if it can't run the case."""
     if worker is None or case.dim != 128:
         return None
     try:
-        return launches(worker.open(asdict(case)))
+        return launches(worker.open({**asdict(case), "backward": backward}))
     except Exception as error:
         not_measured(f"FlashAttention-3, {case.shape()}", error)
         return None

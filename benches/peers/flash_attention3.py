@@ -1,4 +1,4 @@
-"""FlashAttention-3's forward pass through its JAX binding (the wheel flash-attn3-jax), as a worker of attention.py."""
+"""FlashAttention-3 through its JAX binding (the wheel flash-attn3-jax), as a worker of attention.py and backward.py."""
 
 import importlib.metadata
 
@@ -24,6 +24,11 @@ def open_case(case):
     shapes = [(case["batch"], case["length"], h, case["dim"]) for h in heads]
     inputs = [jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes)]
     run = jax.jit(lambda q, k, v: flash_mha(q, k, v, is_causal=case["causal"]))
+    if case.get("backward"):
+        # What the forward pass leaves is an argument, and so is not made anew in each launch.
+        out, pull_back = jax.vjp(run, *inputs)
+        inputs = (pull_back, jax.random.normal(keys[0], out.shape, out.dtype))
+        run = jax.jit(lambda pull_back, d_out: pull_back(d_out))
 
     def work(launches):
         for _ in range(launches):
