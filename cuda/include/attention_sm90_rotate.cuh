@@ -101,6 +101,12 @@ __device__ __forceinline__ void rotate_queries(const longrope_attention_sm90_par
     };
     const auto lane_word = [] { return thread_again() % kWords; };
     const auto lane_row = [] { return thread_again() % (kRotatingWarps * 32) / kWords; };
+    // A lane has two rows under way at most: they are not to come from far.
+#pragma unroll 1
+    for (int row = thread_again() % RotatedWords<Shape>::kThreads; row < item.rows; row += RotatedWords<Shape>::kThreads) {
+        const uint32_t *const line = from(row);
+        for (int at = 0; at < p.head_dim / 2; at += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(line + at));
+    }
 #pragma unroll 1
     for (int first = 0; first < Shape::kDim / 4; first += kWords) {
         const auto word = [&] { return first + lane_word(); };
