@@ -91,7 +91,8 @@ pub unsafe fn read<T: Sized32>(name: &str, pointer: *const T) -> Result<T, Failu
     }
     // SAFETY: the size is the first field; alignment is not assumed.
     let size = unsafe { pointer.cast::<u32>().read_unaligned() } as usize;
-    if size < T::FIRST_SIZE {
+    // No sizeof ends within a word: half of a pointer would be one to anywhere.
+    if size < T::FIRST_SIZE || !size.is_multiple_of(align_of::<T>()) {
         let expected = format!("the sizeof of the struct, at least {}", T::FIRST_SIZE);
         return Err(Failure::argument(Field(name, ".struct_size"), size, expected));
     }

@@ -103,7 +103,10 @@ pub unsafe fn read<'a>(
 ///
 /// # Safety
 /// As [`longrope_attention_supported`].
-unsafe fn attention<'a>(desc: &AttentionDesc, tensors: &ops::AttentionTensors) -> Result<Attention<'a>, Failure> {
+unsafe fn attention<'a>(
+    desc: &AttentionDesc,
+    tensors: &ops::AttentionTensors,
+) -> Result<Attention<'a>, Failure> {
     let name = |field| Field("desc.", field);
     let causal = match desc.causal {
         0 => false,

@@ -37,10 +37,9 @@ pub unsafe extern "C" fn longrope_attention_cpu(
             let found = format!("{:?}", tensors.q.dtype);
             return Err(in_c(Error::unsupported("q.dtype", found, "F32, which is what the CPU form takes")));
         }
-        for (argument, is_asked) in [
-            ("carry.out", attention.carry.is_some()),
-            ("query_rotary", attention.query_rotary.is_some()),
-        ] {
+        for (argument, is_asked) in
+            [("carry.out", attention.carry.is_some()), ("query_rotary", attention.query_rotary.is_some())]
+        {
             if is_asked {
                 return Err(in_c(Error::unsupported(argument, "one", "none, since the CPU form takes none")));
             }

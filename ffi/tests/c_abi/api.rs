@@ -251,6 +251,11 @@ pub fn attention() -> AttentionDesc {
         max_query_length: 0,
         query_offsets: std::ptr::null(),
         status: std::ptr::null_mut(),
+        query_rotary: std::ptr::null(),
+        max_multiprocessors: 0,
+        reserved: 0,
+        carry_out: NONE,
+        carry_lse: NONE,
     }
 }
 
@@ -259,7 +264,7 @@ pub fn tensor(data: *mut f32, shape: [i64; 4]) -> Tensor {
     Tensor { data: data.cast(), dtype: Dtype::F32 as i32, shape, stride: [0; 4] }
 }
 
-/// All zero: the log-sum-exp of an attention that is to give none.
+/// All zero: a tensor that is left out.
 pub const NONE: Tensor = IN_PLACE;
 
 /// All zero: the output of a tensor that is rotated in place.

@@ -39,6 +39,16 @@ attention_seen see_attention(const recorded_launch *launch) {
     return seen;
 }
 
+counter_seen see_counter(const recorded_launch *launch) {
+    longrope_attention_sm90_params p;
+    counter_seen seen;
+    copy(launch, "longrope_attention_sm90_", 0, &p, sizeof p);
+    seen.counter = p.drawn;
+    seen.items = p.items;
+    seen.splits = p.splits;
+    return seen;
+}
+
 attention_seen see_decode(const recorded_launch *launch) {
     longrope_decode_params p;
     attention_seen seen;

@@ -21,8 +21,17 @@ typedef struct parts_seen {
     int blocks, splits, head_dim;
 } parts_seen;
 
+/* How the blocks of Hopper's attention share out their items. */
+typedef struct counter_seen {
+    const void *counter;
+    unsigned items;
+    int splits; /* parts of the keys */
+} counter_seen;
+
 /* Of the attention kernels, those over a cache included. */
 attention_seen see_attention(const recorded_launch *launch);
+/* Of those of Hopper. */
+counter_seen see_counter(const recorded_launch *launch);
 /* Of decoding. */
 attention_seen see_decode(const recorded_launch *launch);
 parts_seen see_parts(const recorded_launch *launch);

@@ -166,7 +166,9 @@ fn the_sizes_that_callers_may_give_are_those_of_the_first_version() {
     assert_eq!(size_of::<Frequencies<f64>>(), 72);
     assert_eq!(size_of::<RotaryDesc>(), 72);
     assert_eq!(size_of::<RerotateDesc>(), 48);
-    assert_eq!(size_of::<AttentionDesc>(), 96);
+    // Its fields since then begin where it ended.
+    assert_eq!(std::mem::offset_of!(AttentionDesc, query_rotary), 96);
+    assert_eq!(size_of::<AttentionDesc>(), 272);
     assert_eq!(size_of::<KvCache>(), 216);
     assert_eq!(size_of::<CacheRotaryDesc>(), 40);
     assert_eq!(size_of::<AppendDesc>(), 48);

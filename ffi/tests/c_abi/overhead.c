@@ -39,7 +39,7 @@ static longrope_decode_desc decode = LONGROPE_DECODE_DESC_INIT, decode_rotating 
 static longrope_decode_tensors decoded;
 static longrope_prefill_desc prefill = LONGROPE_PREFILL_DESC_INIT;
 static longrope_decode_tensors prefilled;
-static size_t decode_bytes, prefill_bytes;
+static size_t attention_bytes, decode_bytes, prefill_bytes;
 
 static void make(const longrope_factor_sets *sets) {
     const int32_t type = LONGROPE_DTYPE_BF16;
@@ -72,13 +72,14 @@ static void make(const longrope_factor_sets *sets) {
     decoded.out = tensor(0x400000, type, 8, 1, 32);
     prefilled.q = tensor(0x100000, type, 8, 64, 32);
     prefilled.out = tensor(0x4000000, type, 8, 64, 32);
+    expect(longrope_attention_workspace_size(&attention, &attended, &attention_bytes));
     expect(longrope_decode_workspace_size(&decode, &cache, &decoded, &decode_bytes));
     expect(longrope_prefill_workspace_size(&prefill, &cache, &prefilled, &prefill_bytes));
 }
 
 static longrope_status run_rotary(void) { return longrope_rotary_run(context, &rotary, io, 2, stream); }
 static longrope_status run_attention(void) {
-    return longrope_attention_run(context, &attention, &attended, NULL, 0, stream);
+    return longrope_attention_run(context, &attention, &attended, at(0x50000000), attention_bytes, stream);
 }
 static longrope_status run_merge(void) { return longrope_merge_run(context, &parts, &decoded.out, NULL, stream); }
 static longrope_status run_append(void) { return longrope_append_run(context, &append, &cache, &fresh, stream); }

@@ -144,5 +144,8 @@ void round_of_rerotate(void);
 void round_of_attention(void);
 void round_of_merge(void);
 void round_of_cache(void);
+/* cache.c. The rotation of cached sequences, which attention takes for its queries. */
+longrope_cache_rotary_desc draw_cache_rotary(int64_t dim);
+void spoil_cache_rotary(longrope_cache_rotary_desc *rotary);
 
 #endif
