@@ -14,9 +14,10 @@
  * Streams     `stream` is a CUstream or cudaStream_t as `void *`. NULL is the legacy default stream, not that of the
  *             thread. A launch runs in the CUDA context of its stream (for NULL: in the current one), which need not
  *             be the primary one.
- * Launches    A `_run` is asynchronous. It launches at most one kernel (attention: and may clear a counter in its
- *             workspace before; attention over a cache: and one that merges the parts); it allocates nothing on the
- *             device, synchronises nothing, copies nothing, and keeps no state. The same inputs give the same bits.
+ * Launches    A `_run` is asynchronous. It launches at most one kernel (attention, also over a cache: and may clear a
+ *             counter in its workspace before, and merge parts after; its gradients: up to three); it allocates nothing
+ *             on the device, synchronises nothing, copies nothing, and keeps no state. The same inputs give the same
+ *             bits.
  * Workspace   Scratch memory on the device is yours: as many bytes as `_workspace_size` says for the same arguments,
  *             at an address that is a multiple of 16 (NULL will do if it says 0). What is in it before and after a
  *             launch does not matter. Launches that may run at the same time need one each.
@@ -432,20 +433,20 @@ typedef struct longrope_attention_desc {
                                    * are launched in vain. 0: the length of q */
     const int64_t *query_offsets; /* [sequences], or [batch] if dense: added to query_offset. NULL: nothing is */
     uint32_t *status;             /* a word in which bits are set, never cleared; NULL: none */
-    const struct longrope_cache_rotary_desc *query_rotary; /* rotates queries that come as they were before rotation, as they
-                                   * are loaded: by exact angles, an even number of pairs, at their global positions. BY_LENGTH
-                                   * goes by the position of a sequence's last query, plus 1. NULL: they are rotated. On
-                                   * compute capability 9.0 alone; not in the CPU form */
-    int32_t max_multiprocessors;  /* no more are used, so that some are left to work that goes on beside. 0: all. On compute
-                                   * capability 9.0 alone */
+    const struct longrope_cache_rotary_desc *query_rotary; /* rotates queries that come as they were before rotation,
+                                   * as they are loaded: by exact angles, an even number of pairs, at their global
+                                   * positions. BY_LENGTH goes by the position of a sequence's last query, plus 1. NULL:
+                                   * they are rotated. On compute capability 9.0 alone; not in the CPU form */
+    int32_t max_multiprocessors;  /* no more are used, so that some are left to work that goes on beside. 0: all. On
+                                   * compute capability 9.0 alone; the CPU form has none and does not look at it */
     int32_t reserved;             /* 0 */
     longrope_tensor carry_out;    /* the output of an earlier result over other keys, F32 in the shape of q, which this
                                    * one is merged with, as by longrope_merge_run. It may be tensors.out, and carry_lse
-                                   * tensors.lse. All zero: none. Not in the CPU form */
+                                   * tensors.lse, with the same strides. All zero: none. Not in the CPU form */
     longrope_tensor carry_lse;    /* its log-sum-exp, F32 [batch, query length, query heads, 1] */
 } longrope_attention_desc;
 
-#define LONGROPE_ATTENTION_DESC_INIT                                                                               \
+#define LONGROPE_ATTENTION_DESC_INIT \
     { sizeof(longrope_attention_desc), 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, NULL, 0, 0, \
       {NULL, 0, {0, 0, 0, 0}, {0, 0, 0, 0}}, {NULL, 0, {0, 0, 0, 0}, {0, 0, 0, 0}} }
 
@@ -466,8 +467,8 @@ typedef struct longrope_attention_tensors {
 LONGROPE_API longrope_status longrope_attention_supported(const longrope_attention_desc *desc,
                                                           const longrope_attention_tensors *tensors);
 
-/* How much scratch memory a run needs, whatever the GPU: a function of shapes, types, strides, the alignment of addresses, the
- * sign of the scale, `sequences` and whether queries are rotated alone, at most some 60 MB. Pure. */
+/* How much scratch memory a run needs, whatever the GPU: a function of shapes, types, strides, the alignment of
+ * addresses, the sign of the scale, `sequences` and whether queries are rotated alone, at most some 60 MB. Pure. */
 LONGROPE_API longrope_status longrope_attention_workspace_size(const longrope_attention_desc *desc,
                                                                const longrope_attention_tensors *tensors,
                                                                size_t *bytes);

@@ -49,6 +49,26 @@ counter_seen see_counter(const recorded_launch *launch) {
     return seen;
 }
 
+options_seen see_options(const recorded_launch *launch) {
+    longrope_attention_sm90_params p;
+    options_seen seen;
+    copy(launch, "longrope_attention_sm90_", 0, &p, sizeof p);
+    memset(&seen, 0, sizeof seen);
+    seen.carry = p.attention.carry;
+    seen.carry_lse = p.attention.carry_lse;
+    memcpy(seen.carry_stride, p.attention.carry_stride, sizeof seen.carry_stride);
+    memcpy(seen.carry_lse_stride, p.attention.carry_lse_stride, sizeof seen.carry_lse_stride);
+    seen.rotates = p.rotates;
+    if (!p.rotates) return seen;
+    seen.pairs = p.rotary.pairs;
+    seen.interleaved = p.rotary.interleaved;
+    seen.choice_kind = p.rotary.choice_kind;
+    seen.choices = p.rotary.choices;
+    seen.last_step = p.rotary.sets.long_set.step[p.rotary.pairs - 1];
+    seen.rotated = p.rotated;
+    return seen;
+}
+
 attention_seen see_decode(const recorded_launch *launch) {
     longrope_decode_params p;
     attention_seen seen;

@@ -28,10 +28,21 @@ typedef struct counter_seen {
     int splits; /* parts of the keys */
 } counter_seen;
 
+/* What an attention is told beside: an earlier result, and how queries are rotated. */
+typedef struct options_seen {
+    const void *carry, *carry_lse;
+    int64_t carry_stride[4], carry_lse_stride[3];
+    int rotates, pairs, interleaved, choice_kind;
+    const void *choices;
+    uint64_t last_step; /* of the long set's last pair */
+    const void *rotated;
+} options_seen;
+
 /* Of the attention kernels, those over a cache included. */
 attention_seen see_attention(const recorded_launch *launch);
 /* Of those of Hopper. */
 counter_seen see_counter(const recorded_launch *launch);
+options_seen see_options(const recorded_launch *launch);
 /* Of decoding. */
 attention_seen see_decode(const recorded_launch *launch);
 parts_seen see_parts(const recorded_launch *launch);

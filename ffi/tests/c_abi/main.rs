@@ -6,6 +6,7 @@
 mod abi;
 mod api;
 mod attention_errors;
+mod attention_options;
 mod attention_oracle;
 mod boundary;
 mod cache_errors;
