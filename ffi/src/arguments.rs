@@ -6,8 +6,8 @@ use std::fmt::{self, Display};
 use longrope::ops::Workspace;
 
 use crate::abi::{
-    AppendDesc, AttentionDesc, CacheRotaryDesc, DecodeDesc, Frequencies, KvCache, PrefillDesc,
-    RerotateCacheDesc, RerotateDesc, RotaryDesc,
+    AppendDesc, AttentionBackwardDesc, AttentionDesc, CacheRotaryDesc, DecodeDesc, Frequencies, KvCache,
+    PrefillDesc, RerotateCacheDesc, RerotateDesc, RotaryDesc,
 };
 use crate::status::Failure;
 
@@ -49,6 +49,11 @@ unsafe impl Sized32 for RerotateDesc {
 // SAFETY: as above.
 unsafe impl Sized32 for AttentionDesc {
     const FIRST_SIZE: usize = 96;
+}
+
+// SAFETY: as above.
+unsafe impl Sized32 for AttentionBackwardDesc {
+    const FIRST_SIZE: usize = 104;
 }
 
 // SAFETY: as above.
@@ -155,9 +160,12 @@ pub unsafe fn workspace_size(bytes: *mut usize, size: usize) -> Result<(), Failu
     Ok(())
 }
 
-/// The scratch memory of a launch. The operation checks it.
+/// The scratch memory of a launch. The operation checks it. Where there are no bytes, no address is looked at.
 pub fn workspace(address: *mut c_void, bytes: usize) -> Workspace {
-    Workspace { address: address.expose_provenance() as u64, bytes }
+    match bytes {
+        0 => Workspace::NONE,
+        _ => Workspace { address: address.expose_provenance() as u64, bytes },
+    }
 }
 
 /// A length or count that is not negative.

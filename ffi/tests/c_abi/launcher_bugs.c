@@ -52,7 +52,7 @@ static longrope_decode_tensors decode_tensors(int64_t queries) {
     return made;
 }
 
-enum { RUNS = 8 };
+enum { RUNS = 10 };
 
 /* The run of a number, with a workspace of the size that is asked for; how many launches it takes. */
 static int run(int number, uintptr_t workspace, void *stream) {
@@ -60,6 +60,7 @@ static int run(int number, uintptr_t workspace, void *stream) {
     longrope_rotary_desc rotary = LONGROPE_ROTARY_DESC_INIT;
     longrope_rerotate_desc rerotate = LONGROPE_REROTATE_DESC_INIT;
     longrope_attention_desc attention = LONGROPE_ATTENTION_DESC_INIT;
+    longrope_attention_backward_desc backward = LONGROPE_ATTENTION_BACKWARD_DESC_INIT;
     longrope_decode_desc decode = LONGROPE_DECODE_DESC_INIT;
     longrope_prefill_desc prefill = LONGROPE_PREFILL_DESC_INIT;
     longrope_append_desc append = LONGROPE_APPEND_DESC_INIT;
@@ -69,6 +70,7 @@ static int run(int number, uintptr_t workspace, void *stream) {
     longrope_tensor_io io;
     longrope_append_tensors fresh;
     longrope_merge_parts parts;
+    longrope_attention_backward_tensors gradients;
     size_t bytes = 0;
     memset(&io, 0, sizeof io);
     memset(&fresh, 0, sizeof fresh);
@@ -79,6 +81,13 @@ static int run(int number, uintptr_t workspace, void *stream) {
     append.rotary = recache.to = recache.from = &cache_rotary;
     fresh.k = tensor(0x100000, LONGROPE_DTYPE_F16, 2, 2, 2, 64);
     fresh.v = tensor(0x180000, LONGROPE_DTYPE_F16, 2, 2, 2, 64);
+    memset(&gradients, 0, sizeof gradients);
+    gradients.q = gradients.out = gradients.d_out = tensors.q;
+    gradients.k = gradients.v = tensors.k;
+    gradients.lse = tensors.lse;
+    gradients.dq = tensor(0x600000, LONGROPE_DTYPE_F16, 2, 5, 6, 64);
+    gradients.dk = tensor(0x700000, LONGROPE_DTYPE_F16, 2, 9, 2, 64);
+    gradients.dv = tensor(0x800000, LONGROPE_DTYPE_F16, 2, 9, 2, 64);
     parts.out = tensor(0x600000, LONGROPE_DTYPE_F32, 2, 5, 6, 64);
     parts.lse = tensor(0x700000, LONGROPE_DTYPE_F32, 2, 5, 6, 1);
     parts.count = 3;
@@ -102,6 +111,13 @@ static int run(int number, uintptr_t workspace, void *stream) {
             CHECK(longrope_prefill_workspace_size(&prefill, &cache, &many, &bytes) == 0 && bytes > 0);
             CHECK(longrope_prefill_run(context, &prefill, &cache, &many, at(workspace), bytes, stream) == 0);
             return 2;
+        case 7:
+            CHECK(longrope_attention_backward_workspace_size(&backward, &gradients, &bytes) == 0 && bytes > 0);
+            CHECK(longrope_attention_backward_run(context, &backward, &gradients, at(workspace), bytes, stream) == 0);
+            return 3;
+        case 8:
+            CHECK(longrope_attention_delta_run(context, &tensors.out, &tensors.q, &tensors.lse, stream) == 0);
+            return 1;
         default: CHECK(longrope_rerotate_cache_run(context, &recache, &cache, stream) == 0); return 1;
     }
 }
@@ -162,7 +178,7 @@ static void counted(int64_t queries, int64_t keys, uintptr_t workspace, int numb
  * function that allocates: a call of one would be an INTERNAL error. Where blocks draw their items by a counter, it lies at the
  * start of the workspace, and the launch clears it itself, on its stream and before its kernel. */
 static void tile_counter(void) {
-    static recorded_launch first[2];
+    static recorded_launch first[KEPT_LAUNCHES];
     const uintptr_t one = 0x10000000, other = 0x50000000;
     recorded *const mine = driver.mine();
     int number, i, launches, in_workspace = 0;
@@ -186,8 +202,8 @@ static void tile_counter(void) {
         }
     }
     /* Results of parts and their log-sum-exps, of both kernels of decoding and of prefill; a counter and sums, of attention and
-     * of prefill. */
-    CHECK(in_workspace == 12);
+     * of prefill; what all three kernels of gradients know as delta. */
+    CHECK(in_workspace == 15);
     /* 192 queries of a head are an item, and there are 132 multiprocessors: with up to 11 items a head each block has one, with
      * more they draw the others. */
     for (number = 0; number < 3; ++number) {

@@ -188,6 +188,8 @@ static size_t block_bytes(const char *name) {
         {"longrope_attention_cached_", sizeof(longrope_cached_attention_params)},
         {"longrope_split_merge_", sizeof(longrope_split_merge_params)},
         {"longrope_attention_sm90_", sizeof(longrope_attention_sm90_params)},
+        {"longrope_attention_backward_", sizeof(longrope_attention_backward_params)},
+        {"longrope_attention_delta_", sizeof(longrope_attention_delta_params)},
         {"longrope_attention_", sizeof(longrope_attention_params)},
         {"longrope_merge_", sizeof(longrope_merge_params)},
         {"longrope_decode_rotating_", sizeof(longrope_decode_rotating_params)},
@@ -207,7 +209,7 @@ static size_t block_bytes(const char *name) {
 int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz, unsigned shared,
                    void *stream, void **arguments, void **extra) {
     const kernel *const k = given;
-    recorded_launch *launch = &mine.launch[mine.launches % 2];
+    recorded_launch *launch = &mine.launch[mine.launches % KEPT_LAUNCHES];
     unsigned most;
     int error;
     if (mine.is_idle) return 0;
