@@ -16,6 +16,7 @@ mod cache_errors;
 mod config;
 #[path = "../../src/config_abi.rs"]
 mod config_abi;
+mod delta_errors;
 mod drivers;
 mod engines;
 mod errors;
