@@ -14,9 +14,10 @@
  * Streams     `stream` is a CUstream or cudaStream_t as `void *`. NULL is the legacy default stream, not that of the
  *             thread. A launch runs in the CUDA context of its stream (for NULL: in the current one), which need not
  *             be the primary one.
- * Launches    A `_run` is asynchronous. It launches at most one kernel (attention: and may clear a counter in its
- *             workspace before; attention over a cache: and one that merges the parts); it allocates nothing on the
- *             device, synchronises nothing, copies nothing, and keeps no state. The same inputs give the same bits.
+ * Launches    A `_run` is asynchronous. It launches at most one kernel (attention, also over a cache: and may clear a
+ *             counter in its workspace before, and merge parts after; its gradients: up to three); it allocates nothing
+ *             on the device, synchronises nothing, copies nothing, and keeps no state. The same inputs give the same
+ *             bits.
  * Workspace   Scratch memory on the device is yours: as many bytes as `_workspace_size` says for the same arguments,
  *             at an address that is a multiple of 16 (NULL will do if it says 0). What is in it before and after a
  *             launch does not matter. Launches that may run at the same time need one each.
@@ -432,20 +433,20 @@ typedef struct longrope_attention_desc {
                                    * are launched in vain. 0: the length of q */
     const int64_t *query_offsets; /* [sequences], or [batch] if dense: added to query_offset. NULL: nothing is */
     uint32_t *status;             /* a word in which bits are set, never cleared; NULL: none */
-    const struct longrope_cache_rotary_desc *query_rotary; /* rotates queries that come as they were before rotation, as they
-                                   * are loaded: by exact angles, an even number of pairs, at their global positions. BY_LENGTH
-                                   * goes by the position of a sequence's last query, plus 1. NULL: they are rotated. On
-                                   * compute capability 9.0 alone; not in the CPU form */
-    int32_t max_multiprocessors;  /* no more are used, so that some are left to work that goes on beside. 0: all. On compute
-                                   * capability 9.0 alone */
+    const struct longrope_cache_rotary_desc *query_rotary; /* rotates queries that come as they were before rotation,
+                                   * as they are loaded: by exact angles, an even number of pairs, at their global
+                                   * positions. BY_LENGTH goes by the position of a sequence's last query, plus 1. NULL:
+                                   * they are rotated. On compute capability 9.0 alone; not in the CPU form */
+    int32_t max_multiprocessors;  /* no more are used, so that some are left to work that goes on beside. 0: all. On
+                                   * compute capability 9.0 alone; the CPU form has none and does not look at it */
     int32_t reserved;             /* 0 */
     longrope_tensor carry_out;    /* the output of an earlier result over other keys, F32 in the shape of q, which this
                                    * one is merged with, as by longrope_merge_run. It may be tensors.out, and carry_lse
-                                   * tensors.lse. All zero: none. Not in the CPU form */
+                                   * tensors.lse, with the same strides. All zero: none. Not in the CPU form */
     longrope_tensor carry_lse;    /* its log-sum-exp, F32 [batch, query length, query heads, 1] */
 } longrope_attention_desc;
 
-#define LONGROPE_ATTENTION_DESC_INIT                                                                               \
+#define LONGROPE_ATTENTION_DESC_INIT \
     { sizeof(longrope_attention_desc), 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, NULL, 0, 0, \
       {NULL, 0, {0, 0, 0, 0}, {0, 0, 0, 0}}, {NULL, 0, {0, 0, 0, 0}, {0, 0, 0, 0}} }
 
@@ -466,8 +467,8 @@ typedef struct longrope_attention_tensors {
 LONGROPE_API longrope_status longrope_attention_supported(const longrope_attention_desc *desc,
                                                           const longrope_attention_tensors *tensors);
 
-/* How much scratch memory a run needs, whatever the GPU: a function of shapes, types, strides, the alignment of addresses, the
- * sign of the scale, `sequences` and whether queries are rotated alone, at most some 60 MB. Pure. */
+/* How much scratch memory a run needs, whatever the GPU: a function of shapes, types, strides, the alignment of
+ * addresses, the sign of the scale, `sequences` and whether queries are rotated alone, at most some 110 MB. Pure. */
 LONGROPE_API longrope_status longrope_attention_workspace_size(const longrope_attention_desc *desc,
                                                                const longrope_attention_tensors *tensors,
                                                                size_t *bytes);
@@ -484,6 +485,102 @@ LONGROPE_API longrope_status longrope_attention_run(const longrope_context *cont
  * sequence that it works on. Threads as for longrope_rotary_cpu. */
 LONGROPE_API longrope_status longrope_attention_cpu(const longrope_attention_desc *desc,
                                                     const longrope_attention_tensors *tensors);
+
+/* ---- Gradients of attention -------------------------------------------------------------------------------------- */
+
+/* delta = the sum of out * d_out over the head dimension: a number for each query of each head, which the gradients of
+ * an attention need. longrope_attention_backward_run makes it for itself where it is not given. A caller makes it once
+ * where only a part of the keys is at hand at a time, as in a ring of devices: `out` is then that of all keys, and one
+ * delta serves all parts. A gradient of the log-sum-exp itself is subtracted from it.
+ *
+ * `d_out` is F16 or BF16 (F32 for the CPU form), [batch, query length, query heads, head dimension]; `out` is the same,
+ * or F32; `delta` is F32 [batch, query length, query heads, 1], and overlaps no other memory in use. Statuses are as
+ * for longrope_attention_supported. No scratch memory is needed. */
+LONGROPE_API longrope_status longrope_attention_delta_supported(const longrope_tensor *out,
+                                                                const longrope_tensor *d_out,
+                                                                const longrope_tensor *delta);
+LONGROPE_API longrope_status longrope_attention_delta_run(const longrope_context *context, const longrope_tensor *out,
+                                                          const longrope_tensor *d_out, const longrope_tensor *delta,
+                                                          void *stream);
+
+/* The same on the CPU, now, in F32, in host memory. Threads as for longrope_rotary_cpu. */
+LONGROPE_API longrope_status longrope_attention_delta_cpu(const longrope_tensor *out, const longrope_tensor *d_out,
+                                                          const longrope_tensor *delta);
+
+/* The gradients of an attention by its queries, keys and values, given that of its output:
+ *
+ *     P  = exp(scale * q k^T - lse)        dv = P^T d_out
+ *     dS = P * (d_out v^T - delta)         dq = scale * dS k        dk = scale * dS^T q
+ *
+ * Mask, positions and sequences are those of longrope_attention_desc, and are to be those of the forward pass. Where
+ * the forward pass was over parts of the keys, `lse`, `out` and `delta` are those of all keys (the merged ones): then
+ * each part gives its own dk and dv, and dq is the sum of what the parts give.
+ *
+ * A row whose log-sum-exp is minus infinity saw no key, and adds nothing. All rows of a sequence are written; those of
+ * a bad sequence, and of none, are not. Every sum has one order: the same inputs give the same bits. */
+typedef struct longrope_attention_backward_desc {
+    uint32_t struct_size;
+    int32_t causal;               /* this and what follows: as in longrope_attention_desc */
+    float scale;
+    uint32_t flags;               /* none is defined yet */
+    int64_t window;
+    int64_t query_offset;
+    int64_t key_offset;
+    int32_t sequence_kind;
+    int32_t index_bits;
+    int64_t sequences;
+    const void *query_starts;
+    const void *key_starts;
+    int64_t max_query_length;
+    const int64_t *query_offsets;
+    uint32_t *status;             /* a word in which LONGROPE_BAD_SEQUENCE is set, never cleared; NULL: none */
+    int32_t accumulate;           /* 1: gradients are added to what lies there, and are F32. 0: they are written */
+    int32_t reserved;             /* 0 */
+} longrope_attention_backward_desc;
+
+#define LONGROPE_ATTENTION_BACKWARD_DESC_INIT \
+    { sizeof(longrope_attention_backward_desc), 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0, 0 }
+
+/* What is read and written. Query head h belongs to key head h / (query heads / key heads), whose gradients are the
+ * sums over its query heads. The outputs, dq, dk and dv, overlap neither each other nor the inputs. */
+typedef struct longrope_attention_backward_tensors {
+    longrope_tensor q;     /* [batch, query length, query heads, head dimension], F16 or BF16 (F32 for the CPU form) */
+    longrope_tensor k;     /* [batch, key length, key heads, head dimension], of the same type */
+    longrope_tensor v;     /* the same as k */
+    longrope_tensor out;   /* the output of the forward pass, as q or F32. All zero: none, which wants delta; it is not
+                            * read if there is one */
+    longrope_tensor lse;   /* its log-sum-exp, F32 [batch, query length, query heads, 1]; required */
+    longrope_tensor delta; /* of longrope_attention_delta_run, in the shape of lse. All zero: it is made in the
+                            * workspace */
+    longrope_tensor d_out; /* the gradient of the output, of shape and type of q */
+    longrope_tensor dq;    /* the gradient of q, of its shape, and of its type or F32 */
+    longrope_tensor dk;    /* of k, likewise */
+    longrope_tensor dv;    /* of v, likewise */
+} longrope_attention_backward_tensors;
+
+/* Whether longrope_attention_backward_run takes these arguments, or why not. Statuses are as for
+ * longrope_attention_supported; 2^31 blocks of keys are too many as well. Pure. */
+LONGROPE_API longrope_status longrope_attention_backward_supported(const longrope_attention_backward_desc *desc,
+                                                                   const longrope_attention_backward_tensors *tensors);
+
+/* How much scratch memory a run needs: 4 bytes for each query of each head where there is no delta, else none. Pure. */
+LONGROPE_API longrope_status
+longrope_attention_backward_workspace_size(const longrope_attention_backward_desc *desc,
+                                           const longrope_attention_backward_tensors *tensors, size_t *bytes);
+
+/* Launches delta where it is not given, dq, and dk with dv: up to three kernels. Tensors without queries leave zeros in
+ * dk and dv. Logits and sums are F32; P and dS are rounded to the type of q before they meet d_out, k and q. A NaN, or
+ * logits beyond F32, make the gradients that depend on them NaN; a value that is not finite may also reach gradients of
+ * the same 128 queries and 64 keys that do not depend on it. */
+LONGROPE_API longrope_status longrope_attention_backward_run(const longrope_context *context,
+                                                             const longrope_attention_backward_desc *desc,
+                                                             const longrope_attention_backward_tensors *tensors,
+                                                             void *workspace, size_t workspace_bytes, void *stream);
+
+/* The same on the CPU, now, in F32. All addresses are of host memory; any head dimension will do. It copies the
+ * sequence that it works on. Threads as for longrope_rotary_cpu. */
+LONGROPE_API longrope_status longrope_attention_backward_cpu(const longrope_attention_backward_desc *desc,
+                                                             const longrope_attention_backward_tensors *tensors);
 
 /* ---- Merge ------------------------------------------------------------------------------------------------------- */
 

@@ -9,6 +9,7 @@ use std::ffi::c_void;
 
 use longrope::scaling::FactorSets;
 
+pub use backward::{AttentionBackwardDesc, AttentionBackwardTensors};
 pub use cache::{
     AppendDesc, AppendTensors, CacheRotaryDesc, CachedKeys, DecodeDesc, DecodeTensors, KvCache, NewTokens,
     Pages, PrefillDesc, RerotateCacheDesc,
@@ -62,6 +63,8 @@ macro_rules! layout {
 }
 
 // After the macros, which it uses. By its path, since the tests include this file by its own.
+#[path = "abi/backward.rs"]
+mod backward;
 #[path = "abi/cache.rs"]
 mod cache;
 

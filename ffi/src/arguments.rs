@@ -6,8 +6,8 @@ use std::fmt::{self, Display};
 use longrope::ops::Workspace;
 
 use crate::abi::{
-    AppendDesc, AttentionDesc, CacheRotaryDesc, DecodeDesc, Frequencies, KvCache, PrefillDesc,
-    RerotateCacheDesc, RerotateDesc, RotaryDesc,
+    AppendDesc, AttentionBackwardDesc, AttentionDesc, CacheRotaryDesc, DecodeDesc, Frequencies, KvCache,
+    PrefillDesc, RerotateCacheDesc, RerotateDesc, RotaryDesc,
 };
 use crate::status::Failure;
 
@@ -52,6 +52,11 @@ unsafe impl Sized32 for AttentionDesc {
 }
 
 // SAFETY: as above.
+unsafe impl Sized32 for AttentionBackwardDesc {
+    const FIRST_SIZE: usize = 104;
+}
+
+// SAFETY: as above.
 unsafe impl Sized32 for KvCache {
     const FIRST_SIZE: usize = 216;
 }
@@ -91,7 +96,8 @@ pub unsafe fn read<T: Sized32>(name: &str, pointer: *const T) -> Result<T, Failu
     }
     // SAFETY: the size is the first field; alignment is not assumed.
     let size = unsafe { pointer.cast::<u32>().read_unaligned() } as usize;
-    if size < T::FIRST_SIZE {
+    // No sizeof ends within a word: half of a pointer would be one to anywhere.
+    if size < T::FIRST_SIZE || !size.is_multiple_of(align_of::<T>()) {
         let expected = format!("the sizeof of the struct, at least {}", T::FIRST_SIZE);
         return Err(Failure::argument(Field(name, ".struct_size"), size, expected));
     }
@@ -154,9 +160,12 @@ pub unsafe fn workspace_size(bytes: *mut usize, size: usize) -> Result<(), Failu
     Ok(())
 }
 
-/// The scratch memory of a launch. The operation checks it.
+/// The scratch memory of a launch. The operation checks it. Where there are no bytes, no address is looked at.
 pub fn workspace(address: *mut c_void, bytes: usize) -> Workspace {
-    Workspace { address: address.expose_provenance() as u64, bytes }
+    match bytes {
+        0 => Workspace::NONE,
+        _ => Workspace { address: address.expose_provenance() as u64, bytes },
+    }
 }
 
 /// A length or count that is not negative.

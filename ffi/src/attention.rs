@@ -96,14 +96,14 @@ pub unsafe fn read<'a>(
         lse: optional(&format_args!("tensors.lse"), &given.lse)?,
     };
     // SAFETY: as above.
-    Ok((unsafe { attention(&desc, &tensors) }?, tensors))
+    Ok((unsafe { attention(&desc, tensors.q.layout.length()) }?, tensors))
 }
 
-/// The attention that a descriptor asks for.
+/// The attention that a descriptor asks for, of tensors with so many queries.
 ///
 /// # Safety
 /// As [`longrope_attention_supported`].
-unsafe fn attention<'a>(desc: &AttentionDesc, tensors: &ops::AttentionTensors) -> Result<Attention<'a>, Failure> {
+pub unsafe fn attention<'a>(desc: &AttentionDesc, query_length: usize) -> Result<Attention<'a>, Failure> {
     let name = |field| Field("desc.", field);
     let causal = match desc.causal {
         0 => false,
@@ -122,7 +122,7 @@ unsafe fn attention<'a>(desc: &AttentionDesc, tensors: &ops::AttentionTensors) -
     let most = arguments::size(name("max_multiprocessors"), i64::from(desc.max_multiprocessors))?;
     arguments::unused(name("reserved"), desc.reserved == 0, "this version")?;
     Ok(Attention {
-        sequences: sequences(desc, tensors)?,
+        sequences: sequences(desc, query_length)?,
         query_offsets: arguments::optional(desc.query_offsets),
         status: arguments::optional(desc.status),
         carry: carry(desc)?,
@@ -149,7 +149,7 @@ fn carry(desc: &AttentionDesc) -> Result<Option<Carry>, Failure> {
 }
 
 /// How the tensors hold the sequences.
-fn sequences(desc: &AttentionDesc, tensors: &ops::AttentionTensors) -> Result<ops::Sequences, Failure> {
+fn sequences(desc: &AttentionDesc, query_length: usize) -> Result<ops::Sequences, Failure> {
     let name = |field| Field("desc.", field);
     if value!(Sequences, name("sequence_kind"), desc.sequence_kind)? == Sequences::Dense {
         for (field, is_zero) in [
@@ -170,7 +170,7 @@ fn sequences(desc: &AttentionDesc, tensors: &ops::AttentionTensors) -> Result<op
         key_starts: desc.key_starts.expose_provenance() as u64,
         starts,
         max_query_length: match arguments::size(name("max_query_length"), desc.max_query_length)? {
-            0 => tensors.q.layout.length(),
+            0 => query_length,
             length => length,
         },
     }))
@@ -181,13 +181,18 @@ pub fn starts(name: impl Display, bits: i32) -> Result<Starts, Failure> {
     Ok(if arguments::is_wide(name, bits)? { Starts::I64 } else { Starts::I32 })
 }
 
-/// An error in the words of C.
+/// The tensors of attention and of its backward pass.
+const TENSORS: [&str; 10] = ["q", "k", "v", "out", "lse", "delta", "d_out", "dq", "dk", "dv"];
+
+/// An error in the words of C, of attention or of its backward pass.
 pub fn in_c(error: Error) -> Failure {
     Failure::renamed(error, |argument| {
         let (first, rest) = argument.split_once('.').unwrap_or((argument, ""));
         match (first, rest) {
-            ("q" | "k" | "v" | "out" | "lse", "") => format!("tensors.{first}"),
-            ("q" | "k" | "v" | "out" | "lse", field) => format!("tensors.{first}.{}", tensor_field(field)),
+            (tensor, "") if TENSORS.contains(&tensor) => format!("tensors.{tensor}"),
+            (tensor, field) if TENSORS.contains(&tensor) => {
+                format!("tensors.{tensor}.{}", tensor_field(field))
+            }
             ("sequences", "count") => "desc.sequences".to_owned(),
             ("sequences", field) => format!("desc.{field}"),
             ("workspace", "bytes") => "workspace_bytes".to_owned(),

@@ -4,10 +4,10 @@
 //! - `status`: the boundary. No panic and no print crosses it; every failure leaves a message.
 //! - `arguments`: reading what a caller points to.
 //! - `host`: what a descriptor points to in host memory.
-//! - `context`, `config`, `factors`, `tensor`, `rotary`, `attention`, `merge`, `append`, `decode`, `prefill`, `rerotate_cache`: the
-//!   functions, by the header's sections; the CPU forms are files of their own.
+//! - `context`, `config`, `factors`, `tensor`, `rotary`, `attention`, `attention_delta`, `attention_backward`, `merge`, `append`,
+//!   `decode`, `prefill`, `rerotate_cache`: the functions, by the header's sections; the larger CPU forms are files of their own.
 //! - `cache`: what the last four share.
-//! - `threads`: those of the CPU forms.
+//! - `sequence`, `threads`: what the CPU forms share.
 
 // First, for its macros.
 #[macro_use]
@@ -15,7 +15,10 @@ mod abi;
 mod append;
 mod arguments;
 mod attention;
+mod attention_backward;
+mod attention_backward_cpu;
 mod attention_cpu;
+mod attention_delta;
 mod cache;
 mod config;
 mod config_abi;
@@ -28,6 +31,7 @@ mod prefill;
 mod rerotate_cache;
 mod rotary;
 mod rotary_cpu;
+mod sequence;
 mod status;
 mod tensor;
 mod threads;

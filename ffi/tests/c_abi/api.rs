@@ -7,9 +7,9 @@ use longrope::device::Context;
 use longrope::scaling::{FactorSets, RopeConfig};
 
 use crate::abi::{
-    AppendDesc, AppendTensors, AttentionDesc, AttentionTensors, DecodeDesc, DecodeTensors, Dtype,
-    Frequencies, KvCache, MergeParts, Positions, PrefillDesc, RerotateCacheDesc, RerotateDesc, RotaryDesc,
-    Status, Tensor, TensorIo,
+    AppendDesc, AppendTensors, AttentionBackwardDesc, AttentionBackwardTensors, AttentionDesc,
+    AttentionTensors, DecodeDesc, DecodeTensors, Dtype, Frequencies, KvCache, MergeParts, Positions,
+    PrefillDesc, RerotateCacheDesc, RerotateDesc, RotaryDesc, Status, Tensor, TensorIo,
 };
 use crate::config_abi::{ConfigInfo, Factors};
 use crate::library::built;
@@ -75,6 +75,30 @@ functions! {
         *mut c_void
     ) -> i32;
     attention_cpu: fn(*const AttentionDesc, *const AttentionTensors) -> i32;
+    attention_delta_supported: fn(*const Tensor, *const Tensor, *const Tensor) -> i32;
+    attention_delta_run: fn(
+        *const Context,
+        *const Tensor,
+        *const Tensor,
+        *const Tensor,
+        *mut c_void
+    ) -> i32;
+    attention_delta_cpu: fn(*const Tensor, *const Tensor, *const Tensor) -> i32;
+    attention_backward_supported: fn(*const AttentionBackwardDesc, *const AttentionBackwardTensors) -> i32;
+    attention_backward_workspace_size: fn(
+        *const AttentionBackwardDesc,
+        *const AttentionBackwardTensors,
+        *mut usize
+    ) -> i32;
+    attention_backward_run: fn(
+        *const Context,
+        *const AttentionBackwardDesc,
+        *const AttentionBackwardTensors,
+        *mut c_void,
+        usize,
+        *mut c_void
+    ) -> i32;
+    attention_backward_cpu: fn(*const AttentionBackwardDesc, *const AttentionBackwardTensors) -> i32;
     merge_supported: fn(*const MergeParts, *const Tensor, *const Tensor) -> i32;
     merge_workspace_size: fn(*const MergeParts, *const Tensor, *const Tensor, *mut usize) -> i32;
     merge_run: fn(*const Context, *const MergeParts, *const Tensor, *const Tensor, *mut c_void) -> i32;
@@ -251,6 +275,34 @@ pub fn attention() -> AttentionDesc {
         max_query_length: 0,
         query_offsets: std::ptr::null(),
         status: std::ptr::null_mut(),
+        query_rotary: std::ptr::null(),
+        max_multiprocessors: 0,
+        reserved: 0,
+        carry_out: NONE,
+        carry_lse: NONE,
+    }
+}
+
+/// A backward pass with every field at its default.
+pub fn attention_backward() -> AttentionBackwardDesc {
+    AttentionBackwardDesc {
+        struct_size: size_of::<AttentionBackwardDesc>() as u32,
+        causal: 0,
+        scale: 0.0,
+        flags: 0,
+        window: 0,
+        query_offset: 0,
+        key_offset: 0,
+        sequence_kind: 0,
+        index_bits: 0,
+        sequences: 0,
+        query_starts: std::ptr::null(),
+        key_starts: std::ptr::null(),
+        max_query_length: 0,
+        query_offsets: std::ptr::null(),
+        status: std::ptr::null_mut(),
+        accumulate: 0,
+        reserved: 0,
     }
 }
 
@@ -259,7 +311,7 @@ pub fn tensor(data: *mut f32, shape: [i64; 4]) -> Tensor {
     Tensor { data: data.cast(), dtype: Dtype::F32 as i32, shape, stride: [0; 4] }
 }
 
-/// All zero: the log-sum-exp of an attention that is to give none.
+/// All zero: a tensor that is left out.
 pub const NONE: Tensor = IN_PLACE;
 
 /// All zero: the output of a tensor that is rotated in place.

@@ -9,14 +9,14 @@ use crate::api::{self, NONE, api, message, status};
 use Status::{InvalidArgument as Invalid, Unsupported};
 
 /// An address that is aligned for everything, and is never read.
-const SOMEWHERE: *mut c_void = std::ptr::without_provenance_mut(0x1000);
+pub const SOMEWHERE: *mut c_void = std::ptr::without_provenance_mut(0x1000);
 
-fn tensor(shape: [i64; 4], dtype: Dtype) -> Tensor {
+pub fn tensor(shape: [i64; 4], dtype: Dtype) -> Tensor {
     Tensor { dtype: dtype as i32, ..api::tensor(SOMEWHERE.cast(), shape) }
 }
 
 /// Tensors that are right: 4 query heads of 5 tokens over 2 key heads of 7.
-fn tensors(dtype: Dtype) -> AttentionTensors {
+pub fn tensors(dtype: Dtype) -> AttentionTensors {
     let (queries, keys) = (tensor([1, 5, 4, 16], dtype), tensor([1, 7, 2, 16], dtype));
     AttentionTensors { q: queries, k: keys, v: keys, out: queries, lse: tensor([1, 5, 4, 1], Dtype::F32) }
 }
@@ -32,26 +32,26 @@ fn answer(found: i32) -> (Status, String) {
     (status(found), if found == 0 { String::new() } else { message() })
 }
 
-fn ask(desc: *const AttentionDesc, tensors: *const AttentionTensors) -> (Status, String) {
+pub fn ask(desc: *const AttentionDesc, tensors: *const AttentionTensors) -> (Status, String) {
     // SAFETY: the tests give pointers that are null or right.
     answer(unsafe { (api().attention_supported)(desc, tensors) })
 }
 
-fn ask_size(desc: *const AttentionDesc, tensors: *const AttentionTensors) -> ((Status, String), usize) {
+pub fn ask_size(desc: *const AttentionDesc, tensors: *const AttentionTensors) -> ((Status, String), usize) {
     let mut bytes = usize::MAX;
     // SAFETY: as above.
     (answer(unsafe { (api().attention_workspace_size)(desc, tensors, &mut bytes) }), bytes)
 }
 
 /// Only for what is refused: else it would read.
-fn ask_cpu(desc: *const AttentionDesc, tensors: *const AttentionTensors) -> (Status, String) {
+pub fn ask_cpu(desc: *const AttentionDesc, tensors: *const AttentionTensors) -> (Status, String) {
     // SAFETY: as above; nothing is read before the checks are through.
     answer(unsafe { (api().attention_cpu)(desc, tensors) })
 }
 
 /// An attention that is right but for one change: what is wrong with it is wrong on the GPU and on the CPU.
 #[track_caller]
-fn refused(change: impl Fn(&mut AttentionDesc, &mut AttentionTensors), start: &str) {
+pub fn refused(change: impl Fn(&mut AttentionDesc, &mut AttentionTensors), start: &str) {
     for dtype in [Dtype::Bf16, Dtype::F32] {
         let (mut desc, mut tensors) = (api::attention(), tensors(dtype));
         if dtype == Dtype::Bf16 {
@@ -70,7 +70,7 @@ fn refused(change: impl Fn(&mut AttentionDesc, &mut AttentionTensors), start: &s
 
 /// An attention for which there is no kernel.
 #[track_caller]
-fn not_offered(change: impl FnOnce(&mut AttentionDesc, &mut AttentionTensors), start: &str) {
+pub fn not_offered(change: impl FnOnce(&mut AttentionDesc, &mut AttentionTensors), start: &str) {
     let (mut desc, mut tensors) = (api::attention(), tensors(Dtype::Bf16));
     change(&mut desc, &mut tensors);
     let (size, bytes) = ask_size(&desc, &tensors);
@@ -120,7 +120,8 @@ const FIELDS: [(&str, Field); 5] = [
 
 #[test]
 fn the_size_of_the_struct_is_checked() {
-    for size in [0, 4, 95] {
+    // One that ends within a field is no sizeof.
+    for size in [0, 4, 95, 97, 100, 108, 271] {
         let start =
             format!("desc.struct_size: {size} is not valid; expected the sizeof of the struct, at least 96");
         refused(|desc, _| desc.struct_size = size, &start);
@@ -134,6 +135,16 @@ fn the_size_of_the_struct_is_checked() {
     let mut later = Later { desc: api::attention(), unknown: [u64::MAX; 4] };
     later.desc.struct_size = size_of::<Later>() as u32;
     assert_eq!(ask((&raw const later).cast(), &tensors(Dtype::F16)).0, Status::Ok);
+    // The first one ended before the options; what a program has behind it is not looked at.
+    let first = AttentionDesc {
+        struct_size: 96,
+        query_rotary: std::ptr::without_provenance(1),
+        max_multiprocessors: -1,
+        reserved: -1,
+        carry_out: Tensor { dtype: -1, ..NONE },
+        ..api::attention()
+    };
+    assert_eq!(ask(&first, &tensors(Dtype::F16)), (Status::Ok, String::new()));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The CPU form of attention against the f64 reference, on random sequences, masks, positions and layouts.
 
 use longrope::descriptor::Layout;
-use longrope::reference::{Output, Problem};
+use longrope::reference::Problem;
 use proptest::prelude::*;
 
 use crate::abi::{AttentionDesc, AttentionTensors, Status, Tensor};
@@ -9,33 +9,33 @@ use crate::api::{self, NONE, api, message, status};
 use crate::random::{Order, index, indices, order, place, values};
 
 /// What outputs hold before a call: an element that was not written shows.
-const POISON: f32 = f32::from_bits(0x7fc0_dead);
+pub const POISON: f32 = f32::from_bits(0x7fc0_dead);
 
 /// Where a sequence lies in its tensors: batch, first query, queries, first key, keys.
-type Span = (usize, usize, usize, usize, usize);
+pub type Span = (usize, usize, usize, usize, usize);
 
 /// An attention as C asks for it, without the tensors.
 #[derive(Debug, Clone)]
-struct Asked {
+pub struct Asked {
     /// Queries and keys of each sequence. Dense: all those of the first.
-    lengths: Vec<(usize, usize)>,
+    pub lengths: Vec<(usize, usize)>,
     /// Packed: the type of the starts; and tokens before the first sequence, which belong to none.
-    packed: Option<(i32, usize)>,
-    key_heads: usize,
-    ratio: usize,
-    head_dim: usize,
-    causal: bool,
+    pub packed: Option<(i32, usize)>,
+    pub key_heads: usize,
+    pub ratio: usize,
+    pub head_dim: usize,
+    pub causal: bool,
     /// 0: by the head dimension.
-    scale: f32,
-    window: i64,
-    query_offset: i64,
-    key_offset: i64,
+    pub scale: f32,
+    pub window: i64,
+    pub query_offset: i64,
+    pub key_offset: i64,
     /// Offsets of the sequences, if there are any.
-    offsets: Option<Vec<i64>>,
-    seed: u64,
+    pub offsets: Option<Vec<i64>>,
+    pub seed: u64,
 }
 
-fn asked() -> impl Strategy<Value = Asked> {
+pub fn asked() -> impl Strategy<Value = Asked> {
     let lengths = prop::collection::vec((0usize..24, 0usize..40), 1..4);
     let packed = prop::option::of((prop_oneof![Just(0), Just(32), Just(64)], 0usize..3));
     let heads = (1usize..3, 1usize..4, 1usize..20);
@@ -72,7 +72,7 @@ fn asked() -> impl Strategy<Value = Asked> {
 }
 
 impl Asked {
-    fn spans(&self) -> Vec<Span> {
+    pub fn spans(&self) -> Vec<Span> {
         let Some((_, skip)) = self.packed else {
             let (queries, keys) = self.lengths[0];
             return (0..self.lengths.len()).map(|i| (i, 0, queries, 0, keys)).collect();
@@ -87,7 +87,7 @@ impl Asked {
     }
 
     /// Batch, length of queries and of keys of the tensors. Packed, they go on after the last sequence.
-    fn sizes(&self) -> (usize, usize, usize) {
+    pub fn sizes(&self) -> (usize, usize, usize) {
         match self.packed {
             None => (self.lengths.len(), self.lengths[0].0, self.lengths[0].1),
             Some((_, skip)) => {
@@ -99,7 +99,7 @@ impl Asked {
     }
 
     /// Starts of queries and of keys.
-    fn starts(&self) -> [Vec<i64>; 2] {
+    pub fn starts(&self) -> [Vec<i64>; 2] {
         let spans = self.spans();
         let starts = |first: fn(&Span) -> usize, length: fn(&Span) -> usize| {
             let end = spans.last().map(|span| first(span) + length(span));
@@ -108,10 +108,11 @@ impl Asked {
         [starts(|s| s.1, |s| s.2), starts(|s| s.3, |s| s.4)]
     }
 
-    fn exact(&self, i: usize, q: &[f64], k: &[f64], v: &[f64]) -> Output {
+    /// A sequence as the reference has it.
+    pub fn problem(&self, i: usize) -> Problem {
         let (_, _, query_length, _, key_length) = self.spans()[i];
         let scale = if self.scale == 0.0 { 1.0 / (self.head_dim as f32).sqrt() } else { self.scale };
-        let problem = Problem {
+        Problem {
             query_heads: self.key_heads * self.ratio,
             key_heads: self.key_heads,
             query_length,
@@ -122,20 +123,19 @@ impl Asked {
             window: (self.window != 0).then_some(self.window as u64),
             query_offset: self.query_offset + self.offsets.as_ref().map_or(0, |offsets| offsets[i]),
             key_offset: self.key_offset,
-        };
-        problem.forward(q, k, v).unwrap()
+        }
     }
 }
 
 /// A tensor of random values, or of poison, in some order in a buffer.
-struct Placed {
-    buffer: Vec<f32>,
+pub struct Placed {
+    pub buffer: Vec<f32>,
     layout: Layout,
     first: usize,
 }
 
 impl Placed {
-    fn new(order: Order, shape: [usize; 4], values: Option<Vec<f32>>) -> Self {
+    pub fn new(order: Order, shape: [usize; 4], values: Option<Vec<f32>>) -> Self {
         let (layout, first, size) = place(order, shape);
         let mut buffer = vec![POISON; size];
         for (value, at) in values.into_iter().flatten().zip(indices(shape)) {
@@ -144,18 +144,18 @@ impl Placed {
         Self { buffer, layout, first }
     }
 
-    fn tensor(&mut self) -> Tensor {
+    pub fn tensor(&mut self) -> Tensor {
         let data = self.buffer.as_mut_ptr().wrapping_add(self.first);
         let shape = self.layout.shape().map(|size| size as i64);
         Tensor { stride: self.layout.strides(), ..api::tensor(data, shape) }
     }
 
-    fn index(&self, at: [usize; 4]) -> usize {
+    pub fn index(&self, at: [usize; 4]) -> usize {
         index(&self.layout, self.first, at)
     }
 
     /// Tokens of a sequence, in the reference's order.
-    fn tokens(&self, batch: usize, first: usize, count: usize) -> Vec<f64> {
+    pub fn tokens(&self, batch: usize, first: usize, count: usize) -> Vec<f64> {
         let [_, _, heads, head_dim] = self.layout.shape();
         indices([1, count, heads, head_dim])
             .map(|[_, s, h, d]| f64::from(self.buffer[self.index([batch, first + s, h, d])]))
@@ -164,14 +164,14 @@ impl Placed {
 }
 
 /// The starts in memory, in the type that was asked for.
-struct Starts(Vec<i32>, Vec<i64>);
+pub struct Starts(Vec<i32>, Vec<i64>);
 
 impl Starts {
-    fn new(starts: &[i64]) -> Self {
+    pub fn new(starts: &[i64]) -> Self {
         Self(starts.iter().map(|start| *start as i32).collect(), starts.to_vec())
     }
 
-    fn pointer(&self, bits: i32) -> *const std::ffi::c_void {
+    pub fn pointer(&self, bits: i32) -> *const std::ffi::c_void {
         if bits == 64 { self.1.as_ptr().cast() } else { self.0.as_ptr().cast() }
     }
 }
@@ -224,7 +224,7 @@ proptest! {
         let (mut out_seen, mut lse_seen) = (vec![false; out.buffer.len()], vec![false; lse.buffer.len()]);
         for (i, (batch, first_query, queries, first_key, keys)) in asked.spans().into_iter().enumerate() {
             let (k, v) = (k.tokens(batch, first_key, keys), v.tokens(batch, first_key, keys));
-            let exact = asked.exact(i, &q.tokens(batch, first_query, queries), &k, &v);
+            let exact = asked.problem(i).forward(&q.tokens(batch, first_query, queries), &k, &v).unwrap();
             for ([_, s, h, d], exact) in indices([1, queries, heads, asked.head_dim]).zip(exact.out) {
                 let at = out.index([batch, first_query + s, h, d]);
                 out_seen[at] = true;

@@ -6,7 +6,7 @@ use crate::api::api;
 use crate::recording::Recorded;
 
 /// The files of the program that draws arguments.
-const TORTURE: [&str; 10] = [
+const TORTURE: [&str; 11] = [
     "torture/main.c",
     "torture/draw.c",
     "torture/check.c",
@@ -16,6 +16,7 @@ const TORTURE: [&str; 10] = [
     "torture/config.c",
     "torture/rotary.c",
     "torture/attention.c",
+    "torture/backward.c",
     "torture/cache.c",
 ];
 
@@ -91,7 +92,7 @@ fn a_call_costs_microseconds() {
         return;
     }
     let rows: Vec<&str> = table.lines().filter(|line| line.contains("_run")).collect();
-    assert_eq!(rows.len(), 7, "{table}");
+    assert_eq!(rows.len(), 9, "{table}");
     for row in rows {
         let beyond: f64 = row.split_whitespace().last().unwrap().parse().unwrap();
         assert!(beyond < BOUND, "{row}");

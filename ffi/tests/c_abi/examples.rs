@@ -1,9 +1,12 @@
-//! The examples in C and C++, compiled strictly, linked in both ways, and run.
+//! The examples: in C and C++, compiled strictly, linked in both ways, and run; in Python, run where there is one.
 
+use std::process::Command;
+
+use crate::api::api;
 use crate::expected::{
     BF16_ATTENTION, BF16_DECODING, attended, check, check_config, check_gpu, decoded, rotated,
 };
-use crate::library::{Language, Link, Program, stdout};
+use crate::library::{Language, Link, Program, built, package, stdout};
 
 /// Compiles and runs an example of rotation.
 #[track_caller]
@@ -51,4 +54,19 @@ fn the_example_of_decoding_decodes_as_the_reference_does() {
         let program = Program::new(Language::Cpp17, "examples/decode/decode.cpp", link);
         check_gpu(&check(&stdout(&mut program.command(None)), decoded()), BF16_DECODING);
     }
+}
+
+#[test]
+fn the_example_for_pytorch_compares_itself_or_says_that_there_is_no_gpu() {
+    let mut command = Command::new("python3");
+    command.arg(package().join("examples/pytorch/attention.py")).arg("--check");
+    command.arg("--library").arg(&built().shared).env("PYTHONDONTWRITEBYTECODE", "1");
+    // SAFETY: no arguments.
+    if Command::new("python3").arg("--version").output().is_err() || unsafe { (api().has_device_code)() } == 0
+    {
+        return;
+    }
+    let text = stdout(&mut command);
+    let last = text.lines().last().unwrap_or_default();
+    assert!(last == "as PyTorch's" || last.starts_with("no GPU"), "{text}");
 }

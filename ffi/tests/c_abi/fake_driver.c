@@ -156,27 +156,10 @@ static void print_attention(const longrope_attention_params *p) {
            (long long)p->window, (long long)p->query_offset, (const void *)p->query_offsets,
            (long long)p->key_offset, (void *)p->status);
     printf("driver:   scale %.6g negated %d\n", p->scale_log2 / 1.4426950408889634, (int)p->negate);
-}
-
-/* A tensor map is the address that it was made for. */
-static void print_hopper_attention(const char *name, unsigned blocks, const longrope_attention_sm90_params *p) {
-    printf("driver:   kernel %s, %u blocks for %u items, drawn %p sums %p\n", name, blocks, (unsigned)p->items,
-           (void *)p->drawn, (void *)p->sums);
-    printf("driver:   maps of %#llx %#llx %#llx\n", (unsigned long long)p->q.words[0],
-           (unsigned long long)p->k.words[0], (unsigned long long)p->v.words[0]);
-    print_attention(&p->attention);
-}
-
-static void print_merge(const longrope_merge_params *p) {
-    printf("driver:   %lld parts %p by %lld, lse %p by %lld\n", (long long)p->part_count, (const void *)p->parts,
-           (long long)p->part_stride, (const void *)p->parts_lse, (long long)p->part_lse_stride);
-    print_stride("parts", p->in_stride);
-    print_rows("their lse", (const void *)p->parts_lse, p->in_lse_stride);
-    printf("driver:   out %p\n", p->out);
-    print_stride("out", p->out_stride);
-    print_rows("lse", (const void *)p->lse, p->lse_stride);
-    printf("driver:   batch %lld length %lld heads %d head_dim %d\n", (long long)p->batch, (long long)p->length,
-           (int)p->heads, (int)p->head_dim);
+    if (!p->carry) return;
+    printf("driver:   carry %p\n", (const void *)p->carry);
+    print_stride("carry", p->carry_stride);
+    print_rows("its lse", (const void *)p->carry_lse, p->carry_lse_stride);
 }
 
 static void print_cache(const longrope_cache *c) {
@@ -198,6 +181,36 @@ static void print_cache_rotary(const char *name, const longrope_cache_rotary *r)
     printf("driver:   %s: choices %d %p pairs %d interleaved %d parity %d\n", name, (int)r->choice_kind, r->choices,
            (int)r->pairs, (int)r->interleaved, (int)r->parity);
     print_sets(name, &r->sets);
+}
+
+/* A tensor map is the address that it was made for. */
+static void print_hopper_attention(const char *name, unsigned blocks, const longrope_attention_sm90_params *p) {
+    printf("driver:   kernel %s, %u blocks for %u items, drawn %p sums %p\n", name, blocks, (unsigned)p->items,
+           (void *)p->drawn, (void *)p->sums);
+    printf("driver:   maps of %#llx %#llx %#llx\n", (unsigned long long)p->q.words[0],
+           (unsigned long long)p->k.words[0], (unsigned long long)p->v.words[0]);
+    print_attention(&p->attention);
+    if (p->splits > 1) printf("driver:   %d parts of %d batches\n", (int)p->splits, (int)p->batches);
+    if (p->is_cached) {
+        print_cache(&p->cache);
+        print_tokens(&p->tokens);
+    }
+    if (p->rotates) {
+        printf("driver:   rotated at %p, a map of %#llx\n", p->rotated, (unsigned long long)p->rotated_map.words[0]);
+        print_cache_rotary("queries", &p->rotary);
+    }
+}
+
+static void print_merge(const longrope_merge_params *p) {
+    printf("driver:   %lld parts %p by %lld, lse %p by %lld\n", (long long)p->part_count, (const void *)p->parts,
+           (long long)p->part_stride, (const void *)p->parts_lse, (long long)p->part_lse_stride);
+    print_stride("parts", p->in_stride);
+    print_rows("their lse", (const void *)p->parts_lse, p->in_lse_stride);
+    printf("driver:   out %p\n", p->out);
+    print_stride("out", p->out_stride);
+    print_rows("lse", (const void *)p->lse, p->lse_stride);
+    printf("driver:   batch %lld length %lld heads %d head_dim %d\n", (long long)p->batch, (long long)p->length,
+           (int)p->heads, (int)p->head_dim);
 }
 
 static void print_decode(const char *name, unsigned blocks, const longrope_decode_params *p) {
@@ -302,7 +315,7 @@ int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned thr
     printf("driver: cuLaunchKernel %.17s on stream %p\n", k->name, stream);
     if (strncmp(k->name, "longrope_attention_cached_", 26) == 0) {
         print_cached_attention(k->name, x, arguments[0]);
-    } else if (strncmp(k->name, "longrope_split_merge_", 22) == 0) {
+    } else if (strncmp(k->name, "longrope_split_merge_", 21) == 0) {
         print_split_merge(k->name, x, arguments[0]);
     } else if (strncmp(k->name, "longrope_attention_sm90_", 24) == 0) {
         print_hopper_attention(k->name, x, arguments[0]);

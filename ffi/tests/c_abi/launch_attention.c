@@ -15,6 +15,11 @@ int main(void) {
     longrope_attention_desc desc = LONGROPE_ATTENTION_DESC_INIT, packed = LONGROPE_ATTENTION_DESC_INIT;
     longrope_attention_tensors tensors;
     longrope_merge_parts parts;
+    longrope_attention_desc options = LONGROPE_ATTENTION_DESC_INIT;
+    longrope_cache_rotary_desc rotary = LONGROPE_CACHE_ROTARY_DESC_INIT;
+    longrope_frequencies frequencies = LONGROPE_FREQUENCIES_INIT;
+    longrope_factor_sets *sets = NULL;
+    const double ones[2] = {1.0, 1.0};
     longrope_context *context = NULL;
     size_t bytes = 0;
     longrope_tensor q = {at(0x10000), LONGROPE_DTYPE_BF16, {2, 5, 6, 64}, {0, 0, 0, 0}};
@@ -25,8 +30,14 @@ int main(void) {
     longrope_tensor merged = {at(0x60000), LONGROPE_DTYPE_F16, {2, 5, 6, 64}, {0, 0, 0, 0}};
     longrope_tensor merged_lse = {at(0x70000), LONGROPE_DTYPE_F32, {2, 5, 6, 1}, {0, 0, 0, 0}};
 
+    frequencies.pairs = 2;
+    frequencies.short_frequencies = ones;
+    announce("sets", longrope_factor_sets_from_frequencies(&frequencies, &sets));
     announce("create", longrope_context_create(0, &context));
-    if (!context) return 0;
+    if (!context) {
+        longrope_factor_sets_destroy(sets);
+        return 0;
+    }
 
     tensors.q = q;
     tensors.k = k;
@@ -41,6 +52,20 @@ int main(void) {
     desc.query_offsets = at(0x1000);
     desc.status = at(0x2000);
     announce("dense", longrope_attention_run(context, &desc, &tensors, NULL, 0, at(0x77)));
+
+    /* Merged with an earlier result by every kernel; rotated, and with a limit of its blocks, by one alone. */
+    options.carry_out = tensors.out;
+    options.carry_lse = tensors.lse;
+    announce("size", longrope_attention_workspace_size(&options, &tensors, &bytes));
+    announce("carry", longrope_attention_run(context, &options, &tensors, at(0x100), bytes, at(0x77)));
+    options.max_multiprocessors = 2;
+    announce("limit", longrope_attention_run(context, &options, &tensors, at(0x100), bytes, at(0x77)));
+    options.max_multiprocessors = 0;
+    rotary.sets = sets;
+    rotary.choice_kind = LONGROPE_CHOICES_LONG;
+    options.query_rotary = &rotary;
+    announce("size", longrope_attention_workspace_size(&options, &tensors, &bytes));
+    announce("rotary", longrope_attention_run(context, &options, &tensors, at(0x100), bytes, at(0x77)));
 
     packed.sequence_kind = LONGROPE_SEQUENCES_PACKED;
     packed.index_bits = 64;
@@ -71,6 +96,7 @@ int main(void) {
     tensors.q.shape[1] = tensors.out.shape[1] = 0;
     announce("empty", longrope_attention_run(context, &packed, &tensors, NULL, 0, at(0xbad)));
 
+    longrope_factor_sets_destroy(sets);
     longrope_context_destroy(context);
     return 0;
 }

@@ -52,7 +52,7 @@ static longrope_decode_tensors decode_tensors(int64_t queries) {
     return made;
 }
 
-enum { RUNS = 8 };
+enum { RUNS = 10 };
 
 /* The run of a number, with a workspace of the size that is asked for; how many launches it takes. */
 static int run(int number, uintptr_t workspace, void *stream) {
@@ -60,6 +60,7 @@ static int run(int number, uintptr_t workspace, void *stream) {
     longrope_rotary_desc rotary = LONGROPE_ROTARY_DESC_INIT;
     longrope_rerotate_desc rerotate = LONGROPE_REROTATE_DESC_INIT;
     longrope_attention_desc attention = LONGROPE_ATTENTION_DESC_INIT;
+    longrope_attention_backward_desc backward = LONGROPE_ATTENTION_BACKWARD_DESC_INIT;
     longrope_decode_desc decode = LONGROPE_DECODE_DESC_INIT;
     longrope_prefill_desc prefill = LONGROPE_PREFILL_DESC_INIT;
     longrope_append_desc append = LONGROPE_APPEND_DESC_INIT;
@@ -69,6 +70,7 @@ static int run(int number, uintptr_t workspace, void *stream) {
     longrope_tensor_io io;
     longrope_append_tensors fresh;
     longrope_merge_parts parts;
+    longrope_attention_backward_tensors gradients;
     size_t bytes = 0;
     memset(&io, 0, sizeof io);
     memset(&fresh, 0, sizeof fresh);
@@ -79,6 +81,13 @@ static int run(int number, uintptr_t workspace, void *stream) {
     append.rotary = recache.to = recache.from = &cache_rotary;
     fresh.k = tensor(0x100000, LONGROPE_DTYPE_F16, 2, 2, 2, 64);
     fresh.v = tensor(0x180000, LONGROPE_DTYPE_F16, 2, 2, 2, 64);
+    memset(&gradients, 0, sizeof gradients);
+    gradients.q = gradients.out = gradients.d_out = tensors.q;
+    gradients.k = gradients.v = tensors.k;
+    gradients.lse = tensors.lse;
+    gradients.dq = tensor(0x600000, LONGROPE_DTYPE_F16, 2, 5, 6, 64);
+    gradients.dk = tensor(0x700000, LONGROPE_DTYPE_F16, 2, 9, 2, 64);
+    gradients.dv = tensor(0x800000, LONGROPE_DTYPE_F16, 2, 9, 2, 64);
     parts.out = tensor(0x600000, LONGROPE_DTYPE_F32, 2, 5, 6, 64);
     parts.lse = tensor(0x700000, LONGROPE_DTYPE_F32, 2, 5, 6, 1);
     parts.count = 3;
@@ -102,6 +111,13 @@ static int run(int number, uintptr_t workspace, void *stream) {
             CHECK(longrope_prefill_workspace_size(&prefill, &cache, &many, &bytes) == 0 && bytes > 0);
             CHECK(longrope_prefill_run(context, &prefill, &cache, &many, at(workspace), bytes, stream) == 0);
             return 2;
+        case 7:
+            CHECK(longrope_attention_backward_workspace_size(&backward, &gradients, &bytes) == 0 && bytes > 0);
+            CHECK(longrope_attention_backward_run(context, &backward, &gradients, at(workspace), bytes, stream) == 0);
+            return 3;
+        case 8:
+            CHECK(longrope_attention_delta_run(context, &tensors.out, &tensors.q, &tensors.lse, stream) == 0);
+            return 1;
         default: CHECK(longrope_rerotate_cache_run(context, &recache, &cache, stream) == 0); return 1;
     }
 }
@@ -127,11 +143,42 @@ static void stream(void) {
     }
 }
 
-/* A counter in device memory that a caller had to bring, and clear. Two runs are told the same, but for what lies in their
- * own workspace: there is nothing else that they share or lack. And the driver here has no function that allocates or
- * clears: a call of one would be an INTERNAL error. */
+/* Attention of so many queries over so many keys, in 2 sequences of 6 heads: what the driver was told of the counter. */
+static void counted(int64_t queries, int64_t keys, uintptr_t workspace, int number) {
+    const longrope_attention_tensors tensors = attention_tensors(queries, keys);
+    const longrope_attention_desc desc = LONGROPE_ATTENTION_DESC_INIT;
+    recorded *const mine = driver.mine();
+    recorded_launch *const launch = &mine->launch[0];
+    counter_seen seen;
+    size_t bytes = 0;
+    mine->launches = mine->clears = 0;
+    mine->cleared = 0;
+    mine->cleared_on = NULL;
+    CHECK(longrope_attention_workspace_size(&desc, &tensors, &bytes) == 0 && bytes >= 128);
+    CHECK(longrope_attention_run(context, &desc, &tensors, at(workspace), bytes, driver.stream(number)) == 0);
+    seen = see_counter(launch);
+    CHECK(seen.counter == at(workspace) && launch->stream == driver.stream(number));
+    CHECK(seen.items == 12 * (unsigned)((queries + 191) / 192) * (unsigned)seen.splits);
+    if (seen.items > 132) {
+        CHECK(launch->blocks == 132 && mine->clears == 1 && mine->cleared == workspace);
+        CHECK(mine->cleared_on == launch->stream && mine->launches_before_clear == 0);
+    } else {
+        CHECK(launch->blocks == seen.items && mine->clears == 0);
+    }
+    /* Results of parts of the keys are merged by a launch that follows. */
+    CHECK(mine->launches == (seen.splits > 1 ? 2 : 1) && (seen.splits > 1) == (keys > 1024));
+    if (seen.splits > 1) {
+        CHECK(strcmp(mine->launch[1].kernel, "longrope_split_merge_f16") == 0);
+        CHECK(mine->launch[1].stream == launch->stream && mine->launch[1].context == launch->context);
+    }
+}
+
+/* A counter in device memory that a caller had to bring, and to clear. No launch needs one of the caller's. Two runs are told
+ * the same, but for what lies in their own workspace: there is nothing else that they share or lack. The driver here has no
+ * function that allocates: a call of one would be an INTERNAL error. Where blocks draw their items by a counter, it lies at the
+ * start of the workspace, and the launch clears it itself, on its stream and before its kernel. */
 static void tile_counter(void) {
-    static recorded_launch first[2];
+    static recorded_launch first[KEPT_LAUNCHES];
     const uintptr_t one = 0x10000000, other = 0x50000000;
     recorded *const mine = driver.mine();
     int number, i, launches, in_workspace = 0;
@@ -154,8 +201,19 @@ static void tile_counter(void) {
             }
         }
     }
-    /* Results of parts and their log-sum-exps, of both kernels of decoding and of prefill. */
-    CHECK(in_workspace == 8);
+    /* Results of parts and their log-sum-exps, of both kernels of decoding and of prefill; a counter and sums, of attention and
+     * of prefill; what all three kernels of gradients know as delta. */
+    CHECK(in_workspace == 15);
+    /* 192 queries of a head are an item, and there are 132 multiprocessors: with up to 11 items a head each block has one, with
+     * more they draw the others. */
+    for (number = 0; number < 3; ++number) {
+        counted(5, 9, one, number);
+        counted(11 * 192, 9, other, number);
+        counted(11 * 192 + 1, 9, one, number);
+        counted(40 * 192, 512, other + 0x100, number);
+        counted(5, 1 << 15, one, number);
+        counted(14 * 192, 1 << 15, other, number);
+    }
     /* What decoding writes there ends where the workspace does. */
     {
         longrope_decode_desc decode = LONGROPE_DECODE_DESC_INIT;
@@ -274,7 +332,8 @@ static void window(void) {
             desc.causal = i;
             desc.window = decode.window = prefill.window = windows[w];
             driver.mine()->launches = 0;
-            CHECK(longrope_attention_run(context, &desc, &launched, NULL, 0, driver.stream(1)) == 0);
+            CHECK(longrope_attention_workspace_size(&desc, &launched, &bytes) == 0);
+            CHECK(longrope_attention_run(context, &desc, &launched, at(0x10000000), bytes, driver.stream(1)) == 0);
             seen = see_attention(&driver.mine()->launch[0]);
             CHECK(seen.causal == i && seen.window == windows[w]);
             driver.mine()->launches = 0;
@@ -317,8 +376,10 @@ static void packed_groups(void) {
     if (context) {
         longrope_attention_tensors launched = tensors;
         launched.q.dtype = launched.k.dtype = launched.v.dtype = launched.out.dtype = LONGROPE_DTYPE_BF16;
+        size_t bytes = 0;
         driver.mine()->launches = 0;
-        CHECK(longrope_attention_run(context, &desc, &launched, NULL, 0, driver.stream(3)) == 0);
+        CHECK(longrope_attention_workspace_size(&desc, &launched, &bytes) == 0);
+        CHECK(longrope_attention_run(context, &desc, &launched, at(0x10000000), bytes, driver.stream(3)) == 0);
         seen = see_attention(&driver.mine()->launch[0]);
         CHECK(seen.packed && !seen.wide && seen.sequences == SEQUENCES && seen.group == 3 && seen.query_heads == HEADS);
         CHECK(seen.query_starts == (const void *)query_starts && seen.key_starts == (const void *)key_starts);

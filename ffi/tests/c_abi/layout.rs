@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::abi::{
-    Angles, AppendDesc, AppendTensors, AttentionDesc, AttentionTensors, CacheRotaryDesc, CachedKeys, Choices,
-    DecodeDesc, DecodeTensors, Dtype, Frequencies, KvCache, MergeParts, NewTokens, Pages, Pairing, Positions,
-    PrefillDesc, RerotateCacheDesc, RerotateDesc, RotaryDesc, Sequences, Status, Tensor, TensorIo,
+    Angles, AppendDesc, AppendTensors, AttentionBackwardDesc, AttentionBackwardTensors, AttentionDesc,
+    AttentionTensors, CacheRotaryDesc, CachedKeys, Choices, DecodeDesc, DecodeTensors, Dtype, Frequencies,
+    KvCache, MergeParts, NewTokens, Pages, Pairing, Positions, PrefillDesc, RerotateCacheDesc, RerotateDesc,
+    RotaryDesc, Sequences, Status, Tensor, TensorIo,
 };
 use crate::config_abi::{ConfigInfo, Factors, JsonSpelling};
 use crate::header;
@@ -14,7 +15,7 @@ use crate::library::{Language, Link, Program, package, stdout};
 type Fields = &'static [(&'static str, usize, usize)];
 
 /// Every struct: its name in C, its size, its fields.
-const STRUCTS: [(&str, usize, Fields); 20] = [
+const STRUCTS: [(&str, usize, Fields); 22] = [
     ("longrope_factors", size_of::<Factors>(), Factors::FIELDS),
     ("longrope_config_info", size_of::<ConfigInfo>(), ConfigInfo::FIELDS),
     ("longrope_frequencies", size_of::<Frequencies<f64>>(), Frequencies::<f64>::FIELDS),
@@ -25,6 +26,12 @@ const STRUCTS: [(&str, usize, Fields); 20] = [
     ("longrope_rerotate_desc", size_of::<RerotateDesc>(), RerotateDesc::FIELDS),
     ("longrope_attention_desc", size_of::<AttentionDesc>(), AttentionDesc::FIELDS),
     ("longrope_attention_tensors", size_of::<AttentionTensors>(), AttentionTensors::FIELDS),
+    ("longrope_attention_backward_desc", size_of::<AttentionBackwardDesc>(), AttentionBackwardDesc::FIELDS),
+    (
+        "longrope_attention_backward_tensors",
+        size_of::<AttentionBackwardTensors>(),
+        AttentionBackwardTensors::FIELDS,
+    ),
     ("longrope_merge_parts", size_of::<MergeParts>(), MergeParts::FIELDS),
     ("longrope_kv_cache", size_of::<KvCache>(), KvCache::FIELDS),
     ("longrope_new_tokens", size_of::<NewTokens>(), NewTokens::FIELDS),
@@ -162,11 +169,14 @@ fn the_sizes_that_callers_may_give_are_those_of_the_first_version() {
             line.trim().strip_prefix("const FIRST_SIZE: usize = ")?.strip_suffix(';')?.parse().ok()
         })
         .collect();
-    assert_eq!(sizes, [72, 72, 48, 96, 216, 40, 48, 64, 56, 32]);
+    assert_eq!(sizes, [72, 72, 48, 96, 104, 216, 40, 48, 64, 56, 32]);
     assert_eq!(size_of::<Frequencies<f64>>(), 72);
     assert_eq!(size_of::<RotaryDesc>(), 72);
     assert_eq!(size_of::<RerotateDesc>(), 48);
-    assert_eq!(size_of::<AttentionDesc>(), 96);
+    // Its fields since then begin where it ended.
+    assert_eq!(std::mem::offset_of!(AttentionDesc, query_rotary), 96);
+    assert_eq!(size_of::<AttentionDesc>(), 272);
+    assert_eq!(size_of::<AttentionBackwardDesc>(), 104);
     assert_eq!(size_of::<KvCache>(), 216);
     assert_eq!(size_of::<CacheRotaryDesc>(), 40);
     assert_eq!(size_of::<AppendDesc>(), 48);

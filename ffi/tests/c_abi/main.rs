@@ -6,12 +6,17 @@
 mod abi;
 mod api;
 mod attention_errors;
+mod attention_options;
 mod attention_oracle;
+mod backward_errors;
+mod backward_launch;
+mod backward_oracle;
 mod boundary;
 mod cache_errors;
 mod config;
 #[path = "../../src/config_abi.rs"]
 mod config_abi;
+mod delta_errors;
 mod drivers;
 mod engines;
 mod errors;

@@ -30,6 +30,8 @@ static longrope_rotary_desc rotary = LONGROPE_ROTARY_DESC_INIT;
 static longrope_tensor_io io[2];
 static longrope_attention_desc attention = LONGROPE_ATTENTION_DESC_INIT;
 static longrope_attention_tensors attended;
+static longrope_attention_backward_desc backward = LONGROPE_ATTENTION_BACKWARD_DESC_INIT;
+static longrope_attention_backward_tensors gradients;
 static longrope_merge_parts parts;
 static longrope_kv_cache cache = LONGROPE_KV_CACHE_INIT;
 static longrope_cache_rotary_desc cache_rotary = LONGROPE_CACHE_ROTARY_DESC_INIT;
@@ -39,7 +41,7 @@ static longrope_decode_desc decode = LONGROPE_DECODE_DESC_INIT, decode_rotating 
 static longrope_decode_tensors decoded;
 static longrope_prefill_desc prefill = LONGROPE_PREFILL_DESC_INIT;
 static longrope_decode_tensors prefilled;
-static size_t decode_bytes, prefill_bytes;
+static size_t attention_bytes, backward_bytes, decode_bytes, prefill_bytes;
 
 static void make(const longrope_factor_sets *sets) {
     const int32_t type = LONGROPE_DTYPE_BF16;
@@ -52,6 +54,15 @@ static void make(const longrope_factor_sets *sets) {
     attended.k = tensor(0x2000000, type, 1, 4096, 8);
     attended.v = tensor(0x3000000, type, 1, 4096, 8);
     attended.out = tensor(0x4000000, type, 1, 4096, 32);
+    backward.causal = 1;
+    gradients.q = gradients.out = gradients.d_out = attended.q;
+    gradients.k = attended.k;
+    gradients.v = attended.v;
+    gradients.lse = tensor(0x5000000, LONGROPE_DTYPE_F32, 1, 4096, 32);
+    gradients.lse.shape[3] = 1;
+    gradients.dq = tensor(0x6000000, type, 1, 4096, 32);
+    gradients.dk = tensor(0x7000000, type, 1, 4096, 8);
+    gradients.dv = tensor(0x8000000, type, 1, 4096, 8);
     parts.out = tensor(0x100000, LONGROPE_DTYPE_F32, 8, 1, 32);
     parts.lse = tensor(0x200000, LONGROPE_DTYPE_F32, 8, 1, 32);
     parts.lse.shape[3] = 1;
@@ -72,13 +83,21 @@ static void make(const longrope_factor_sets *sets) {
     decoded.out = tensor(0x400000, type, 8, 1, 32);
     prefilled.q = tensor(0x100000, type, 8, 64, 32);
     prefilled.out = tensor(0x4000000, type, 8, 64, 32);
+    expect(longrope_attention_workspace_size(&attention, &attended, &attention_bytes));
+    expect(longrope_attention_backward_workspace_size(&backward, &gradients, &backward_bytes));
     expect(longrope_decode_workspace_size(&decode, &cache, &decoded, &decode_bytes));
     expect(longrope_prefill_workspace_size(&prefill, &cache, &prefilled, &prefill_bytes));
 }
 
 static longrope_status run_rotary(void) { return longrope_rotary_run(context, &rotary, io, 2, stream); }
 static longrope_status run_attention(void) {
-    return longrope_attention_run(context, &attention, &attended, NULL, 0, stream);
+    return longrope_attention_run(context, &attention, &attended, at(0x50000000), attention_bytes, stream);
+}
+static longrope_status run_backward(void) {
+    return longrope_attention_backward_run(context, &backward, &gradients, at(0x50000000), backward_bytes, stream);
+}
+static longrope_status run_delta(void) {
+    return longrope_attention_delta_run(context, &gradients.out, &gradients.d_out, &gradients.lse, stream);
 }
 static longrope_status run_merge(void) { return longrope_merge_run(context, &parts, &decoded.out, NULL, stream); }
 static longrope_status run_append(void) { return longrope_append_run(context, &append, &cache, &fresh, stream); }
@@ -125,7 +144,9 @@ static double median(longrope_status (*run)(void), int repeats, int calls) {
 
 int main(int argc, char **argv) {
     static const struct { const char *name; longrope_status (*run)(void); } runs[] = {
-        {"rotary_run", run_rotary}, {"attention_run", run_attention}, {"merge_run", run_merge}, {"append_run", run_append},
+        {"rotary_run", run_rotary}, {"attention_run", run_attention},
+        {"attention_backward_run", run_backward}, {"attention_delta_run", run_delta},
+        {"merge_run", run_merge}, {"append_run", run_append},
         {"decode_run", run_decode}, {"decode_run (rotating)", run_rotating}, {"prefill_run", run_prefill},
     };
     const int repeats = argc > 1 ? atoi(argv[1]) : 0, calls = argc > 2 ? atoi(argv[2]) : 0;

@@ -188,6 +188,8 @@ static size_t block_bytes(const char *name) {
         {"longrope_attention_cached_", sizeof(longrope_cached_attention_params)},
         {"longrope_split_merge_", sizeof(longrope_split_merge_params)},
         {"longrope_attention_sm90_", sizeof(longrope_attention_sm90_params)},
+        {"longrope_attention_backward_", sizeof(longrope_attention_backward_params)},
+        {"longrope_attention_delta_", sizeof(longrope_attention_delta_params)},
         {"longrope_attention_", sizeof(longrope_attention_params)},
         {"longrope_merge_", sizeof(longrope_merge_params)},
         {"longrope_decode_rotating_", sizeof(longrope_decode_rotating_params)},
@@ -207,7 +209,7 @@ static size_t block_bytes(const char *name) {
 int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz, unsigned shared,
                    void *stream, void **arguments, void **extra) {
     const kernel *const k = given;
-    recorded_launch *launch = &mine.launch[mine.launches % 2];
+    recorded_launch *launch = &mine.launch[mine.launches % KEPT_LAUNCHES];
     unsigned most;
     int error;
     if (mine.is_idle) return 0;
@@ -246,12 +248,15 @@ int cuLaunchKernelEx(const struct launch_config *config, void *given, void **arg
 
 int cuMemsetD32Async(unsigned long long address, unsigned value, size_t count, void *stream) {
     void *context;
-    const int error = context_of(stream, &context);
+    int error;
+    if (mine.is_idle) return 0;
+    error = context_of(stream, &context);
     if (error) return error;
     if (address == 0 || address % 4 != 0 || value != 0 || count != 1) return INVALID_VALUE;
     ++mine.clears;
     mine.cleared = address;
     mine.cleared_on = stream;
+    mine.launches_before_clear = mine.launches;
     return 0;
 }
 

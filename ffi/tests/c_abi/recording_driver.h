@@ -14,15 +14,18 @@ typedef struct recorded_launch {
     unsigned char params[8192];
 } recorded_launch;
 
+enum { KEPT_LAUNCHES = 4 };
+
 /* What a thread has done. */
 typedef struct recorded {
-    long launches;            /* since the program set it to 0; the last two are kept */
+    long launches;            /* since the program set it to 0; the last KEPT_LAUNCHES are kept */
     long context_changes;     /* calls that set, push, pop, make or retain a CUDA context */
-    long clears;              /* words that were cleared, on the stream of the launch that follows */
+    long clears;              /* words that were cleared */
     unsigned long long cleared; /* the last of them */
     void *cleared_on;         /* its stream */
+    long launches_before_clear; /* `launches` as it was then */
     int is_idle;              /* set by the program: launches are neither checked nor kept */
-    recorded_launch launch[2]; /* launch number i, from 0, is at i % 2 */
+    recorded_launch launch[KEPT_LAUNCHES]; /* launch number i, from 0, is at i % KEPT_LAUNCHES */
 } recorded;
 
 /* A descriptor of the driver's own type; a program has no need to know it. */

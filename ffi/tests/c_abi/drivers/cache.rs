@@ -1,17 +1,10 @@
 //! The operations on a cache, on a made-up driver.
 
-use super::{GOOD, driver, launch};
+use super::{Driver, GOOD, driver, launch};
 use crate::api::api;
 
-#[test]
-fn the_operations_on_a_cache_are_launched_as_their_descriptors_say() {
-    let text = launch("tests/c_abi/launch_cache.c", driver(GOOD).path());
-    // SAFETY: no arguments.
-    if unsafe { (api().has_device_code)() } == 0 {
-        assert!(text.contains("create: 4 this build has no device code"), "{text}");
-        return;
-    }
-    let expected = "\
+/// The beginning is the same on every GPU: only prefill over keys as they lie has a kernel of Hopper's.
+const ALL_BUT_PREFILL: &str = "\
 sets: 0
 others: 0
 driver: cuLibraryLoadData an image
@@ -127,6 +120,10 @@ driver:   6 heads, groups of 3, head_dim 64
 prefill rotating: 0
 size: 0
 28080 bytes
+";
+
+/// Prefill of few queries over many keys, on a GPU of any kind.
+const PORTABLE_PREFILL: &str = "\
 driver: cuLaunchKernel longrope_attentio on stream 0x77
 driver:   kernel longrope_attention_cached_d64_bf16, 36 blocks
 driver:   cache k 0x20000 v 0x28000, 2 pages of 1100, 2 heads
@@ -140,7 +137,7 @@ driver:   out 1152 384 64 1
 driver:   lse 0x106c00 by 18 6 1
 driver:   window 0 splits 3 of 2 batches, scale 0.125 negated 0 status (nil)
 driver:   6 heads, groups of 3, head_dim 64
-driver: cuLaunchKernel longrope_cached_m on stream 0x77
+driver: cuLaunchKernel longrope_split_me on stream 0x77
 driver:   kernel longrope_split_merge_f32, 5 blocks
 driver:   cache k 0x20000 v 0x28000, 2 pages of 1100, 2 heads
 driver:   k 140800 128 64 1
@@ -154,14 +151,77 @@ driver:   out 0x50000
 driver:   out 1152 64 192 1
 driver:   lse 0x60000 by 18 1 3
 driver:   batch 2 length 3 heads 6 head_dim 64
+";
+
+/// The maps of its tensors, which Hopper's kernel has.
+const MAPS: &str = "\
+driver: cuTensorMapEncodeTiled 0x10000 type 9, 64 3 6 2 by 1280 128 3840, boxes of 64 192 1 1
+driver: cuTensorMapEncodeTiled 0x20000 type 9, 64 1100 2 2 by 256 128 281600, boxes of 64 128 1 1
+driver: cuTensorMapEncodeTiled 0x28000 type 9, 64 1100 2 2 by 256 128 281600, boxes of 64 128 1 1
+";
+
+/// And what is told to that kernel beside, and to the merge of the parts, which are fewer.
+const HOPPER_PREFILL: &str = "\
+driver: cuMemsetD32Async 0x100000 to 0, 1 times, on stream 0x77
+driver: cuLaunchKernel longrope_attentio on stream 0x77
+driver:   kernel longrope_attention_sm90_d64_bf16, 4 blocks for 24 items, drawn 0x100000 sums 0x100080
+driver:   maps of 0x10000 0x20000 0x28000
+driver:   q 0x10000 k (nil) v (nil) out 0x100080
+driver:   q 1920 640 64 1
+driver:   k 0 0 0 0
+driver:   v 0 0 0 0
+driver:   out 1152 384 64 1
+driver:   lse 0x104880 by 18 6 1
+driver:   2 sequences of kind 0, 3 queries, 0 keys, starts (nil) (nil) wide 0
+driver:   6 heads, groups of 3, head_dim 64, out_is_f32 1
+driver:   causal 1 window 0 from 0 ((nil)) and 0 status (nil)
+driver:   scale 0.125 negated 0
+driver:   2 parts of 2 batches
+driver:   cache k 0x20000 v 0x28000, 2 pages of 1100, 2 heads
+driver:   k 140800 128 64 1
+driver:   v 140800 128 64 1
+driver:   table (nil) by 0, 2 sequences of up to 1100, lengths 0x1000 wide 0
+driver:   tokens: at most 3 of 3, starts (nil) wide 0
+driver: cuLaunchKernel longrope_split_me on stream 0x77
+driver:   kernel longrope_split_merge_f32, 5 blocks
+driver:   cache k 0x20000 v 0x28000, 2 pages of 1100, 2 heads
+driver:   k 140800 128 64 1
+driver:   v 140800 128 64 1
+driver:   table (nil) by 0, 2 sequences of up to 1100, lengths 0x1000 wide 0
+driver:   tokens: at most 3 of 3, starts (nil) wide 0
+driver:   2 parts 0x100080 by 2304, lse 0x104880 by 36
+driver:   parts 1152 384 64 1
+driver:   their lse 0x104880 by 18 6 1
+driver:   out 0x50000
+driver:   out 1152 64 192 1
+driver:   lse 0x60000 by 18 1 3
+driver:   batch 2 length 3 heads 6 head_dim 64
+";
+
+#[test]
+fn the_operations_on_a_cache_are_launched_as_their_descriptors_say() {
+    let on_hopper = launch("tests/c_abi/launch_cache.c", driver(GOOD).path());
+    // SAFETY: no arguments.
+    if unsafe { (api().has_device_code)() } == 0 {
+        assert!(on_hopper.contains("create: 4 this build has no device code"), "{on_hopper}");
+        return;
+    }
+    let expected = |maps: &str, prefill: &str, failing: &str| {
+        format!(
+            "{ALL_BUT_PREFILL}{maps}{prefill}\
 prefill: 0
 small: 1 workspace_bytes: 28079 is not valid; expected at least the 28080 that workspace_size says
 misaligned: 1 workspace: address 0x100008 is not valid; expected a multiple of 16
-failing: 9 cuLaunchKernel: CUDA_ERROR_ILLEGAL_ADDRESS (700)
+{maps}failing: 9 {failing}: CUDA_ERROR_ILLEGAL_ADDRESS (700)
 empty: 0
 driver: cuLibraryUnload the last image
-";
-    assert_eq!(text, expected);
+"
+        )
+    };
+    assert_eq!(on_hopper, expected(MAPS, HOPPER_PREFILL, "cuMemsetD32Async"));
+    let elsewhere = driver(Driver { capability: (8, 0), ..GOOD });
+    let elsewhere = launch("tests/c_abi/launch_cache.c", elsewhere.path());
+    assert_eq!(elsewhere, expected("", PORTABLE_PREFILL, "cuLaunchKernel"));
 }
 
 #[test]

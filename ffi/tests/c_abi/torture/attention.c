@@ -19,6 +19,9 @@ static const field ATTENTION_FIELDS[] = {
     FIELD(longrope_attention_desc, max_query_length, KIND_I64),
     FIELD(longrope_attention_desc, query_offsets, KIND_ADDRESS),
     FIELD(longrope_attention_desc, status, KIND_ADDRESS),
+    FIELD(longrope_attention_desc, query_rotary, KIND_POINTER),
+    FIELD(longrope_attention_desc, max_multiprocessors, KIND_I32),
+    FIELD(longrope_attention_desc, reserved, KIND_I32),
 };
 
 static const field PARTS_FIELDS[] = {
@@ -27,7 +30,9 @@ static const field PARTS_FIELDS[] = {
     FIELD(longrope_merge_parts, lse_stride, KIND_I64),
 };
 
-static void draw_attention(longrope_attention_desc *desc, longrope_attention_tensors *tensors, int32_t dtype, int host) {
+/* `rotary`: of the queries; the descriptor is not told of it yet. */
+static void draw_attention(longrope_attention_desc *desc, longrope_attention_tensors *tensors,
+                           longrope_cache_rotary_desc *rotary, int32_t dtype, int host) {
     static const int64_t dims[] = {8, 16, 24, 64, 128, 256, 12};
     const longrope_attention_desc plain = LONGROPE_ATTENTION_DESC_INIT;
     const int is_packed = one_in(2);
@@ -56,23 +61,39 @@ static void draw_attention(longrope_attention_desc *desc, longrope_attention_ten
     tensors->out = draw_tensor(3, one_in(3) ? LONGROPE_DTYPE_F32 : dtype, batch, queries, heads, dim);
     memset(&tensors->lse, 0, sizeof tensors->lse);
     if (one_in(2)) tensors->lse = draw_tensor(4, LONGROPE_DTYPE_F32, batch, queries, heads, 1);
+    *rotary = draw_cache_rotary(dim);
+    if (one_in(host ? 12 : 4)) desc->query_rotary = rotary;
+    if (one_in(4)) desc->max_multiprocessors = 1 + (int32_t)below(200);
+    if (one_in(host ? 12 : 4)) {
+        /* The result that is there already, or another. */
+        const int is_here = one_in(2) && tensors->out.dtype == LONGROPE_DTYPE_F32 && tensors->lse.data;
+        desc->carry_out = is_here ? tensors->out : draw_tensor(7, LONGROPE_DTYPE_F32, batch, queries, heads, dim);
+        desc->carry_lse = is_here ? tensors->lse : draw_tensor(8, LONGROPE_DTYPE_F32, batch, queries, heads, 1);
+    }
     draw_numbers(sequences, queries < keys ? queries : keys, 16, desc->index_bits == 64);
 }
 
-static longrope_tensor *tensor_of(longrope_attention_tensors *tensors) {
-    switch (below(5)) {
+static longrope_tensor *tensor_of(longrope_attention_desc *desc, longrope_attention_tensors *tensors) {
+    switch (below(desc->carry_out.data ? 7 : 5)) {
         case 0: return &tensors->q;
         case 1: return &tensors->k;
         case 2: return &tensors->v;
         case 3: return &tensors->out;
-        default: return &tensors->lse;
+        case 4: return &tensors->lse;
+        case 5: return &desc->carry_out;
+        default: return &desc->carry_lse;
     }
 }
 
-static void spoil_attention(longrope_attention_desc *desc, longrope_attention_tensors *tensors, int host) {
-    longrope_tensor *const tensor = tensor_of(tensors);
+static void spoil_attention(longrope_attention_desc *desc, longrope_attention_tensors *tensors,
+                            longrope_cache_rotary_desc *rotary, int host) {
+    longrope_tensor *const tensor = tensor_of(desc, tensors);
     const longrope_tensor right = *tensor;
-    if (one_in(2)) {
+    if (desc->query_rotary && one_in(4)) {
+        spoil_cache_rotary(rotary);
+    } else if (desc->carry_out.data && one_in(8)) {
+        memset(one_in(2) ? &desc->carry_out : &desc->carry_lse, 0, sizeof desc->carry_out); /* one without the other */
+    } else if (one_in(2)) {
         spoil(desc, ATTENTION_FIELDS, COUNT(ATTENTION_FIELDS), host);
         /* The starts that are there. */
         if (host && desc->sequences > 64) desc->sequences = 64;
@@ -106,14 +127,17 @@ void round_of_attention(void) {
     const int host = one_in(3);
     longrope_attention_desc given_desc;
     longrope_attention_tensors given_tensors;
+    longrope_cache_rotary_desc given_rotary;
     const longrope_attention_desc *desc;
     const longrope_attention_tensors *tensors;
     int spoils = one_in(2) ? 0 : 1 + (int)below(3);
     size_t bytes = 12345;
     answer supported, size, run;
     run_arguments given;
-    draw_attention(&given_desc, &given_tensors, host && !one_in(12) ? LONGROPE_DTYPE_F32 : 2 + (int32_t)below(2), host);
-    while (spoils--) spoil_attention(&given_desc, &given_tensors, host);
+    draw_attention(&given_desc, &given_tensors, &given_rotary,
+                   host && !one_in(12) ? LONGROPE_DTYPE_F32 : 2 + (int32_t)below(2), host);
+    while (spoils--) spoil_attention(&given_desc, &given_tensors, &given_rotary, host);
+    if (given_desc.query_rotary) given_desc.query_rotary = place(2, &given_rotary, sizeof given_rotary);
     desc = one_in(60) ? NULL : place(0, &given_desc, sizeof given_desc);
     tensors = one_in(60) ? NULL : place(1, &given_tensors, sizeof given_tensors);
     before();
@@ -129,7 +153,13 @@ void round_of_attention(void) {
     before();
     after(F_ATTENTION_RUN,
           longrope_attention_run(given.context, desc, tensors, given.workspace, given.bytes, given.stream), &run);
-    compare_run(&supported, &run, &given, bytes, 1);
+    compare_run(&supported, &run, &given, bytes, 2);
+    /* The limit holds for the attention; a merge of its parts follows it. */
+    if (driver->launches > 0 && given_desc.max_multiprocessors > 0 &&
+        given_desc.struct_size > offsetof(longrope_attention_desc, max_multiprocessors) &&
+        driver->launch[0].blocks > (unsigned)given_desc.max_multiprocessors) {
+        fail("%u blocks on %d multiprocessors", driver->launch[0].blocks, given_desc.max_multiprocessors);
+    }
 }
 
 void round_of_merge(void) {

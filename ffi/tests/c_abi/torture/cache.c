@@ -92,7 +92,7 @@ typedef struct placed {
     const longrope_kv_cache *cache;
 } placed;
 
-static longrope_cache_rotary_desc draw_rotary(int64_t dim) {
+longrope_cache_rotary_desc draw_cache_rotary(int64_t dim) {
     longrope_cache_rotary_desc rotary = LONGROPE_CACHE_ROTARY_DESC_INIT;
     rotary.pairing = (int32_t)below(2);
     rotary.choice_kind = (int32_t)below(5);
@@ -101,6 +101,8 @@ static longrope_cache_rotary_desc draw_rotary(int64_t dim) {
     rotary.sets = draw_sets(dim);
     return rotary;
 }
+
+void spoil_cache_rotary(longrope_cache_rotary_desc *rotary) { spoil(rotary, ROTARY_FIELDS, COUNT(ROTARY_FIELDS), 0); }
 
 static void draw_cache(longrope_kv_cache *cache, int32_t dtype, int64_t sequences, int64_t heads, int64_t dim) {
     const longrope_kv_cache plain = LONGROPE_KV_CACHE_INIT;
@@ -140,8 +142,8 @@ static problem draw_problem(void) {
     p.prefill = prefill;
     p.recache = recache;
     draw_cache(&p.cache, dtype, sequences, key_heads, dim);
-    p.rotary = draw_rotary(dim);
-    p.from = draw_rotary(dim);
+    p.rotary = draw_cache_rotary(dim);
+    p.from = draw_cache_rotary(dim);
     if (one_in(2)) p.from.sets = p.rotary.sets;
     p.from.pairing = p.rotary.pairing;
     if (is_packed) {
@@ -197,7 +199,7 @@ static void spoil_problem(problem *p) {
     switch (below(5)) {
         case 0: spoil_desc(p); break;
         case 1: spoil(&p->cache, CACHE_FIELDS, COUNT(CACHE_FIELDS), 0); break;
-        case 2: spoil(one_in(2) ? &p->rotary : &p->from, ROTARY_FIELDS, COUNT(ROTARY_FIELDS), 0); break;
+        case 2: spoil_cache_rotary(one_in(2) ? &p->rotary : &p->from); break;
         case 3: p->tensors.out.data = one_in(2) ? p->tensors.q.data : p->cache.k.data; break; /* overlapping */
         default: spoil(all[first + below(count)], TENSOR_FIELDS, TENSOR_FIELD_COUNT, 0); break;
     }

@@ -17,6 +17,9 @@ static const char *const NAMES[FUNCTIONS] = {
     "rotary_supported", "rotary_workspace_size", "rotary_run", "rotary_cpu",
     "rerotate_supported", "rerotate_workspace_size", "rerotate_run",
     "attention_supported", "attention_workspace_size", "attention_run", "attention_cpu",
+    "attention_delta_supported", "attention_delta_run", "attention_delta_cpu",
+    "attention_backward_supported", "attention_backward_workspace_size", "attention_backward_run",
+    "attention_backward_cpu",
     "merge_supported", "merge_workspace_size", "merge_run",
     "append_supported", "append_workspace_size", "append_run", "append_validate",
     "decode_supported", "decode_workspace_size", "decode_run", "decode_validate",
@@ -201,7 +204,7 @@ void compare_run(const answer *supported, const answer *run, const run_arguments
         if (driver->launches > most_launches) fail("%ld launches", driver->launches);
         if (driver->launches > 0 && !is_stream(given->stream)) fail("a launch on a stream that is none");
         for (i = 0; i < driver->launches; ++i) {
-            if (driver->launch[i % 2].stream != given->stream) fail("a launch on another stream");
+            if (driver->launch[i % KEPT_LAUNCHES].stream != given->stream) fail("a launch on another stream");
         }
     } else if (run->status != LONGROPE_STATUS_DRIVER || is_stream(given->stream)) {
         fail("what is supported does not run: %d %s", run->status, run->message);
@@ -233,7 +236,7 @@ long calls(void) {
 
 int print_table(void) {
     int i, status, one_sided = 0;
-    printf("%-33s %9s %7s  %s\n", "function", "calls", "ok", "slowest, and how often by status");
+    printf("%-35s %9s %7s  %s\n", "function", "calls", "ok", "slowest, and how often by status");
     for (i = 0; i < FUNCTIONS; ++i) {
         const long ok = counted[i].by_status[0];
         const char *const name = NAMES[i];
@@ -243,7 +246,7 @@ int print_table(void) {
         long all = 0;
         for (status = 0; status <= LONGROPE_STATUS_INTERNAL; ++status) all += counted[i].by_status[status];
         if (all == 0) continue;
-        printf("%-33s %9ld %6.1f%%  %.3f ms", name, all, 100.0 * (double)ok / (double)all, 1e3 * counted[i].slowest);
+        printf("%-35s %9ld %6.1f%%  %.3f ms", name, all, 100.0 * (double)ok / (double)all, 1e3 * counted[i].slowest);
         for (status = 0; status <= LONGROPE_STATUS_INTERNAL; ++status) {
             if (counted[i].by_status[status]) printf("  %d: %ld", status, counted[i].by_status[status]);
         }

@@ -75,12 +75,13 @@ static void spoil_address(unsigned char *at, int host) {
 static void spoil_size(unsigned char *at) {
     uint32_t size;
     memcpy(&size, at, sizeof size);
-    switch (below(6)) {
+    switch (below(7)) {
         case 0: size = 0; break;
         case 1: size = (uint32_t)below(size); break;
         case 2: size -= 1; break;
         case 3: size += 8; break; /* a later version, of which no more is read than is known */
-        default: size = UINT32_MAX - (uint32_t)below(2); break;
+        case 4: size = 8 * (uint32_t)below(size / 8 + 1); break; /* an earlier version, or none */
+        default: size = UINT32_MAX - 7 * (uint32_t)below(2); break;
     }
     memcpy(at, &size, sizeof size);
 }

@@ -20,7 +20,7 @@ static void crashed(int number) {
 }
 
 static void round_of_all(void) {
-    switch (below(25)) {
+    switch (below(30)) {
         case 0: round_of_json(); break;
         case 1: round_of_frequencies(); break;
         case 2: if (one_in(20)) round_of_contexts(); break;
@@ -29,6 +29,8 @@ static void round_of_all(void) {
         case 7: case 8: round_of_rerotate(); break;
         case 9: case 10: case 11: case 12: round_of_attention(); break;
         case 13: case 14: round_of_merge(); break;
+        case 25: case 26: case 27: round_of_backward(); break;
+        case 28: case 29: round_of_delta(); break;
         default: round_of_cache(); break;
     }
 }

@@ -56,6 +56,8 @@ typedef enum function {
     F_ROTARY_SUPPORTED, F_ROTARY_SIZE, F_ROTARY_RUN, F_ROTARY_CPU,
     F_REROTATE_SUPPORTED, F_REROTATE_SIZE, F_REROTATE_RUN,
     F_ATTENTION_SUPPORTED, F_ATTENTION_SIZE, F_ATTENTION_RUN, F_ATTENTION_CPU,
+    F_DELTA_SUPPORTED, F_DELTA_RUN, F_DELTA_CPU,
+    F_BACKWARD_SUPPORTED, F_BACKWARD_SIZE, F_BACKWARD_RUN, F_BACKWARD_CPU,
     F_MERGE_SUPPORTED, F_MERGE_SIZE, F_MERGE_RUN,
     F_APPEND_SUPPORTED, F_APPEND_SIZE, F_APPEND_RUN, F_APPEND_VALIDATE,
     F_DECODE_SUPPORTED, F_DECODE_SIZE, F_DECODE_RUN, F_DECODE_VALIDATE,
@@ -138,11 +140,16 @@ void round_of_contexts(void);
 const char *draw_text(size_t *bytes);
 /* config.c */
 void round_of_config(void);
-/* rotary.c, attention.c, cache.c */
+/* rotary.c, attention.c, backward.c, cache.c */
 void round_of_rotary(void);
 void round_of_rerotate(void);
 void round_of_attention(void);
 void round_of_merge(void);
+void round_of_delta(void);
+void round_of_backward(void);
 void round_of_cache(void);
+/* cache.c. The rotation of cached sequences, which attention takes for its queries. */
+longrope_cache_rotary_desc draw_cache_rotary(int64_t dim);
+void spoil_cache_rotary(longrope_cache_rotary_desc *rotary);
 
 #endif
