@@ -225,6 +225,13 @@ fn attention(gpu: &Gpu, measurements: &mut Measurements<'_>, case: &Case) {
     if let (Form::Rotated, Err(Error::Unsupported { .. })) = (case.form, launch()) {
         return eprintln!("{}: not measured: the portable kernel rotates no queries", case.op);
     }
+    // What takes the portable kernel too long for a bench: it is Hopper's that is held to these lengths.
+    let limited = Attention { max_multiprocessors: Some(u32::MAX), ..attention };
+    let is_long = queries.min(keys) > 131_072;
+    // SAFETY: as above.
+    if is_long && unsafe { limited.run(&gpu.kernels, &tensors, workspace, gpu.raw_stream()) }.is_err() {
+        return eprintln!("{} of {keys} keys: not measured with the portable kernel", case.op);
+    }
     let ours = || launch().expect("a launch");
     // Two products of two operations.
     let operations = 4.0 * case.logits() * (query_heads * case.head_dim) as f64;

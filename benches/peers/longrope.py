@@ -73,6 +73,43 @@ class AttentionTensors(c.Structure):
     _fields_ = [("q", Tensor), ("k", Tensor), ("v", Tensor), ("out", Tensor), ("lse", Tensor)]
 
 
+class AttentionBackwardDesc(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_uint32),
+        ("causal", c.c_int32),
+        ("scale", c.c_float),
+        ("flags", c.c_uint32),
+        ("window", c.c_int64),
+        ("query_offset", c.c_int64),
+        ("key_offset", c.c_int64),
+        ("sequence_kind", c.c_int32),
+        ("index_bits", c.c_int32),
+        ("sequences", c.c_int64),
+        ("query_starts", c.c_void_p),
+        ("key_starts", c.c_void_p),
+        ("max_query_length", c.c_int64),
+        ("query_offsets", c.c_void_p),
+        ("status", c.c_void_p),
+        ("accumulate", c.c_int32),
+        ("reserved", c.c_int32),
+    ]
+
+
+class AttentionBackwardTensors(c.Structure):
+    _fields_ = [
+        ("q", Tensor),
+        ("k", Tensor),
+        ("v", Tensor),
+        ("out", Tensor),
+        ("lse", Tensor),
+        ("delta", Tensor),
+        ("d_out", Tensor),
+        ("dq", Tensor),
+        ("dk", Tensor),
+        ("dv", Tensor),
+    ]
+
+
 class KvCache(c.Structure):
     _fields_ = [
         ("struct_size", c.c_uint32),
@@ -194,6 +231,34 @@ class Longrope:
 
         run.keeps = (q, k, v, out, lse, workspace)
         return run
+
+    def attention_backward(self, q, k, v, out, d_out, lse, causal=True, scale=0.0):
+        """A function for the gradients of attention on the current stream, and where it writes them: those of q, k and v."""
+        if not hasattr(self.library, "longrope_attention_backward_run"):
+            raise NotImplementedError("this library has no longrope_attention_backward_run")
+        gradients = [torch.full_like(x, float("nan")) for x in (q, k, v)]
+        desc = AttentionBackwardDesc(struct_size=c.sizeof(AttentionBackwardDesc), causal=int(causal), scale=scale)
+        dq, dk, dv = map(view, gradients)
+        tensors = AttentionBackwardTensors(
+            *map(view, (q, k, v, out)), view_of_lse(lse), Tensor(), view(d_out), dq, dk, dv
+        )
+        size = c.c_size_t()
+        self.check(
+            self.library.longrope_attention_backward_workspace_size(c.byref(desc), c.byref(tensors), c.byref(size))
+        )
+        workspace = torch.empty(size.value, dtype=torch.uint8, device=q.device)
+        scratch = c.c_void_p(workspace.data_ptr() if size.value else None)
+        stream = current_stream()
+
+        def run():
+            self.check(
+                self.library.longrope_attention_backward_run(
+                    self.context, c.byref(desc), c.byref(tensors), scratch, size, stream
+                )
+            )
+
+        run.keeps = (q, k, v, out, d_out, lse, gradients, workspace)
+        return run, gradients
 
     def decode(self, q, k, v, out, lse=None, rotary=None):
         """A function for attention of the last tokens of sequences over contiguous caches, on the current stream.
