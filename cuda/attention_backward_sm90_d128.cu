@@ -3,7 +3,7 @@
 #include "include/attention_backward_sm90.cuh"
 
 // Whether of keys, padded head dimension, warpgroups that compute, columns a tile, pairs of tiles in the rings.
-using QueryShape = longrope::GradientShape<false, 128, 2, 96, 2>;
+using QueryShape = longrope::GradientShape<false, 128, 2, 112, 2>;
 using KeyShape = longrope::GradientShape<true, 128, 2, 64, 3>;
 
 LONGROPE_ATTENTION_BACKWARD_SM90(sm90_d128_bf16, __nv_bfloat16, QueryShape, KeyShape)

@@ -43,12 +43,13 @@ __device__ __forceinline__ void hold(float (&x)[N]) {
 #define LONGROPE_R8(how, d, i) \
     how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3]), how(d[i + 4]), how(d[i + 5]), how(d[i + 6]), how(d[i + 7])
 #define LONGROPE_R32(how, d, i) LONGROPE_R8(how, d, i), LONGROPE_R8(how, d, i + 8), LONGROPE_R8(how, d, i + 16), LONGROPE_R8(how, d, i + 24)
-#define LONGROPE_R48(how, d) LONGROPE_R32(how, d, 0), LONGROPE_R8(how, d, 32), LONGROPE_R8(how, d, 40)
+#define LONGROPE_R40(how, d) LONGROPE_R32(how, d, 0), LONGROPE_R8(how, d, 32)
+#define LONGROPE_R48(how, d) LONGROPE_R40(how, d), LONGROPE_R8(how, d, 40)
 #define LONGROPE_R56(how, d) LONGROPE_R48(how, d), LONGROPE_R8(how, d, 48)
 #define LONGROPE_R64(how, d) LONGROPE_R32(how, d, 0), LONGROPE_R32(how, d, 32)
 #define LONGROPE_D8(d, i) LONGROPE_R8("+f", d, i)
 #define LONGROPE_D32(d, i) LONGROPE_R32("+f", d, i)
-#define LONGROPE_D40(d) LONGROPE_D32(d, 0), LONGROPE_D8(d, 32)
+#define LONGROPE_D40(d) LONGROPE_R40("+f", d)
 #define LONGROPE_D48(d) LONGROPE_R48("+f", d)
 #define LONGROPE_D56(d) LONGROPE_R56("+f", d)
 #define LONGROPE_D64(d) LONGROPE_R64("+f", d)
@@ -105,6 +106,7 @@ __device__ __forceinline__ void hold(float (&x)[N]) {
     LONGROPE_WGMMA_LOGITS(128, Type, type, LONGROPE_NAMES_64, LONGROPE_D64(d), "%64", "%65", "%66")                        \
     LONGROPE_WGMMA_LOGITS(176, Type, type, LONGROPE_NAMES_88, LONGROPE_D88(d), "%88", "%89", "%90")                        \
     LONGROPE_WGMMA_PRODUCT(64, Type, type, LONGROPE_NAMES_32, LONGROPE_R32("=f", d, 0), "%32", "%33")                      \
+    LONGROPE_WGMMA_PRODUCT(80, Type, type, LONGROPE_NAMES_40, LONGROPE_R40("=f", d), "%40", "%41")                         \
     LONGROPE_WGMMA_PRODUCT(96, Type, type, LONGROPE_NAMES_48, LONGROPE_R48("=f", d), "%48", "%49")                         \
     LONGROPE_WGMMA_PRODUCT(112, Type, type, LONGROPE_NAMES_56, LONGROPE_R56("=f", d), "%56", "%57")                        \
     LONGROPE_WGMMA_PRODUCT(128, Type, type, LONGROPE_NAMES_64, LONGROPE_R64("=f", d), "%64", "%65")                        \

@@ -152,7 +152,8 @@ macro_rules! hopper {
     };
 }
 
-static HOPPER: [HopperHeadDim; 1] = [hopper!(128, queries 2, 96, 2; keys 2, 64, 3)];
+static HOPPER: [HopperHeadDim; 2] =
+    [hopper!(64, queries 3, 80, 3; keys 2, 96, 3), hopper!(128, queries 2, 112, 2; keys 2, 64, 3)];
 
 /// Hopper's kernels for a type of 16 bits and a head dimension, if there are any.
 pub(super) fn hopper(dtype: Dtype, head_dim: usize) -> Option<&'static HopperKernels> {
@@ -206,6 +207,21 @@ mod tests {
             }
         }
         assert!(portable(Dtype::F16, 264, true).is_none());
+    }
+
+    #[test]
+    fn hopper_has_kernels_up_to_a_head_dimension_of_128() {
+        for (head_dim, padded) in [(8, Some(64)), (64, Some(64)), (72, Some(128)), (128, Some(128)), (136, None)] {
+            for (dtype, name) in [(Dtype::Bf16, "bf16"), (Dtype::F16, "f16")] {
+                let kernels = hopper(dtype, head_dim);
+                assert_eq!(kernels.map(|kernels| kernels.keys.dim), padded, "{head_dim}");
+                for kernel in kernels.iter().flat_map(|kernels| [&kernels.queries, &kernels.keys]) {
+                    assert!(kernel.kernel.name.ends_with(&format!("_sm90_d{}_{name}", kernel.dim)));
+                    // Boxes of the copy engine, and the alignment of their tiles.
+                    assert!(kernel.columns <= 256 && (kernel.columns * 128).is_multiple_of(1024));
+                }
+            }
+        }
     }
 
     #[test]
