@@ -51,7 +51,8 @@ impl<'a> HopperPlan<'a> {
 
         let mut of_queries = params;
         let tiles = longest.div_ceil(queries.kernel.rows);
-        let section_heads = section_heads(2 * k.dtype.size() * k.layout.head_dim(), key_length, key_heads, heads);
+        let section_heads =
+            section_heads(2 * k.dtype.size() * k.layout.head_dim(), key_length, key_heads, heads);
         let sections = heads.div_ceil(section_heads);
         of_queries.attention.tiles = tiles as i64;
         of_queries.attention.section_heads = section_heads as i32;

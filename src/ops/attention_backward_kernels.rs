@@ -179,7 +179,8 @@ pub(in crate::ops) fn families() -> Vec<Family> {
         }
     };
     let hopper = |instances: &HopperHeadDim| {
-        let kernels = instances.kernels.iter().flat_map(|kernels| [&kernels.queries.kernel, &kernels.keys.kernel]);
+        let kernels =
+            instances.kernels.iter().flat_map(|kernels| [&kernels.queries.kernel, &kernels.keys.kernel]);
         Family {
             image: instances.image,
             kernels: kernels.clone().map(|kernel| kernel.name).collect(),
@@ -211,7 +212,9 @@ mod tests {
 
     #[test]
     fn hopper_has_kernels_up_to_a_head_dimension_of_128() {
-        for (head_dim, padded) in [(8, Some(64)), (64, Some(64)), (72, Some(128)), (128, Some(128)), (136, None)] {
+        for (head_dim, padded) in
+            [(8, Some(64)), (64, Some(64)), (72, Some(128)), (128, Some(128)), (136, None)]
+        {
             for (dtype, name) in [(Dtype::Bf16, "bf16"), (Dtype::F16, "f16")] {
                 let kernels = hopper(dtype, head_dim);
                 assert_eq!(kernels.map(|kernels| kernels.keys.dim), padded, "{head_dim}");
