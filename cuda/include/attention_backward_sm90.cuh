@@ -143,6 +143,8 @@ __device__ __forceinline__ void sum_gradients(const longrope_attention_backward_
                 hold(mine.flat(mine.x));
                 mine.weigh(column_number(0), copysignf(b.attention.scale_log2, b.scale));
                 if (decltype(masked)::value) mine.mask(item, tile * Shape::kColumns);
+                // Long over; but the assembler, which would have weights made only after the products, does not look beyond the branch.
+                barrier_wait(shared.column_full(1, column.slot()), column.parity());
                 if (!kFirst) {
                     wgmma_wait<1>();
                     mine.hold_sum();
