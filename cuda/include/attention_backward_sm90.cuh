@@ -156,18 +156,20 @@ __device__ __forceinline__ void sum_gradients(const longrope_attention_backward_
                     wgmma_fence();
                     mine.begin_of_weights(shared.column_tile(1, column.slot()));
                 }
-                wgmma_wait<0>();
+                wgmma_wait<kOfKeys ? 1 : 0>();
                 hold(mine.flat(mine.d));
-                mine.hold_weighted_sum();
                 if (!kOfKeys) release(shared.column_empty(1, column.slot()));
                 mine.differentiate(column_number(1));
-                if (kOfKeys) release(shared.column_empty(1, column.slot()));
                 mine.round_gradients();
+                if (kOfKeys) {
+                    wgmma_wait<0>();
+                    mine.hold_weighted_sum();
+                    release(shared.column_empty(1, column.slot()));
+                }
                 column.next();
             };
             const int members = kOfKeys ? b.attention.group : 1;
             int left = Shape::kFoldTiles;  // until the sums are folded
-            bool is_folded = false;
             // Tiles that are not whole for some row, those that are for all, and such as the first again: the loop over most of them
             // has no code for masks.
 #pragma unroll 1
@@ -188,8 +190,8 @@ __device__ __forceinline__ void sum_gradients(const longrope_attention_backward_
 #pragma unroll 1
                     for (; tile >= until; --tile) step(tile, Choice<false>(), Choice<true>());
                     if (left > 0) continue;
-                    mine.fold(h.sums, !is_folded);
-                    is_folded = true;
+                    // Tiles so far, counted anew.
+                    mine.fold(h.sums, member * item.tiles() + item.end - 1 - tile == Shape::kFoldTiles);
                     left = Shape::kFoldTiles;
                 }
             }
@@ -201,7 +203,7 @@ __device__ __forceinline__ void sum_gradients(const longrope_attention_backward_
             mine.hold_sum();
             mine.hold_weighted_sum();
             release(shared.column_empty(0, slot_before()));
-            if (is_folded) {
+            if (members * item.tiles() >= Shape::kFoldTiles) {
                 mine.unfold(h.sums);
             } else {
                 mine.unscale();

@@ -29,6 +29,7 @@ struct GradientShape {
     // Registers a thread, of 64 Ki for a block.
     static constexpr int kLoaderRegisters = kConsumers == 3 ? 32 : 24;
     static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 240;
+    static_assert(kFoldTiles > 1, "the first tile is never followed by a fold");
     // What is declared beside it has 3 KiB.
     static_assert(kSharedBytes <= 224 * 1024, "more than a multiprocessor gives");
     static_assert(kColumns % 16 == 0, "columns are the summed dimension of products");
