@@ -27,7 +27,7 @@ use crate::ops::workspace::Workspace;
 /// Logits and sums are f32; P and dS are rounded to the 16 bits of the inputs before they meet dO, k and q. Every sum has one
 /// order: the same inputs give the same bits. A row whose log-sum-exp is minus infinity saw no key, and adds nothing. A NaN,
 /// or logits beyond f32, make the gradients that depend on them NaN; a value that is not finite may also reach gradients of the
-/// same 128 queries and 64 keys that do not depend on it.
+/// same 192 queries and 128 keys that do not depend on it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionBackward {
     /// Scale, mask and global positions. The offsets are those of each sequence's first query and key.
