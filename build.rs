@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 /// The families of kernels: `cuda/NAME.cu` each.
-const FAMILIES: [&str; 30] = [
+const FAMILIES: [&str; 32] = [
     "rotary",
     "cache",
     "attention_sm80_d64",
@@ -44,6 +44,8 @@ const FAMILIES: [&str; 30] = [
     "attention_backward_sm80_d96",
     "attention_backward_sm80_d128",
     "attention_backward_sm80_d256",
+    "attention_backward_sm90_d64",
+    "attention_backward_sm90_d128",
     "attention_delta",
 ];
 

@@ -36,7 +36,9 @@ impl Gpu {
         // cudarc panics where there is no driver, so a first context tells whether there is one.
         drop(Context::new(0)?);
         let cuda = CudaContext::new(0).expect("the context of device 0");
-        let kernels = Context::new(0)?;
+        // As the tests do: the kernels of every GPU alone.
+        let is_portable = std::env::var("LONGROPE_TEST_PORTABLE").is_ok_and(|value| value == "1");
+        let kernels = if is_portable { Context::portable(0)? } else { Context::new(0)? };
         let stream = cuda.new_stream().expect("a stream");
         Ok(Self { cuda, stream, kernels })
     }

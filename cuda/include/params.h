@@ -462,4 +462,23 @@ typedef struct longrope_attention_backward_params {
     float scale;
 } longrope_attention_backward_params;
 
+/* Gradients of attention on Hopper: of what a block holds, the rows, by what it walks over, the columns. For dK and dV rows are keys
+ * and columns queries; for dQ it is the other way round. */
+typedef struct longrope_attention_backward_sm90_params {
+    /* As those of longrope_attention_sm90_params. Rows by columns are the logits ([0]) and their gradients ([1]): keys and values,
+     * queries and d_out; or the other way round. */
+    longrope_tensor_map rows[2];
+    longrope_tensor_map columns[2];
+    longrope_attention_backward_params backward;
+    /* How many items were drawn beyond the first of every block: 0 before the launch. Needed where there are more items than
+     * blocks. */
+    uint32_t *drawn;
+    /* f32 [blocks][1, or 2 for dK and dV][rows of a block][padded head dim]; needed where there are more columns than are summed
+     * without folding. */
+    float *sums;
+    /* Blocks of rows, of all heads and sequences. */
+    uint32_t items;
+    int32_t padding;
+} longrope_attention_backward_sm90_params;
+
 #endif

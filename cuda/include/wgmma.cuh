@@ -40,20 +40,28 @@ __device__ __forceinline__ void hold(float (&x)[N]) {
 }
 
 // The registers of D, and their names in an instruction.
-#define LONGROPE_D8(d, i) \
-    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define LONGROPE_D32(d, i) LONGROPE_D8(d, i), LONGROPE_D8(d, i + 8), LONGROPE_D8(d, i + 16), LONGROPE_D8(d, i + 24)
-#define LONGROPE_D40(d) LONGROPE_D32(d, 0), LONGROPE_D8(d, 32)
-#define LONGROPE_D88(d) LONGROPE_D32(d, 0), LONGROPE_D32(d, 32), LONGROPE_D8(d, 64), LONGROPE_D8(d, 72), LONGROPE_D8(d, 80)
-#define LONGROPE_D64(d) LONGROPE_D32(d, 0), LONGROPE_D32(d, 32)
+#define LONGROPE_R8(how, d, i) \
+    how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3]), how(d[i + 4]), how(d[i + 5]), how(d[i + 6]), how(d[i + 7])
+#define LONGROPE_R32(how, d, i) LONGROPE_R8(how, d, i), LONGROPE_R8(how, d, i + 8), LONGROPE_R8(how, d, i + 16), LONGROPE_R8(how, d, i + 24)
+#define LONGROPE_R40(how, d) LONGROPE_R32(how, d, 0), LONGROPE_R8(how, d, 32)
+#define LONGROPE_R48(how, d) LONGROPE_R40(how, d), LONGROPE_R8(how, d, 40)
+#define LONGROPE_R56(how, d) LONGROPE_R48(how, d), LONGROPE_R8(how, d, 48)
+#define LONGROPE_R64(how, d) LONGROPE_R32(how, d, 0), LONGROPE_R32(how, d, 32)
+#define LONGROPE_D8(d, i) LONGROPE_R8("+f", d, i)
+#define LONGROPE_D32(d, i) LONGROPE_R32("+f", d, i)
+#define LONGROPE_D40(d) LONGROPE_R40("+f", d)
+#define LONGROPE_D48(d) LONGROPE_R48("+f", d)
+#define LONGROPE_D56(d) LONGROPE_R56("+f", d)
+#define LONGROPE_D64(d) LONGROPE_R64("+f", d)
+#define LONGROPE_D88(d) LONGROPE_D64(d), LONGROPE_D8(d, 64), LONGROPE_D8(d, 72), LONGROPE_D8(d, 80)
 #define LONGROPE_D128(d) LONGROPE_D64(d), LONGROPE_D32(d, 64), LONGROPE_D32(d, 96)
 #define LONGROPE_NAMES_32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define LONGROPE_NAMES_40 LONGROPE_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
-#define LONGROPE_NAMES_64 \
-    LONGROPE_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
-    "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define LONGROPE_NAMES_48 LONGROPE_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define LONGROPE_NAMES_56 LONGROPE_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define LONGROPE_NAMES_64 LONGROPE_NAMES_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
 #define LONGROPE_NAMES_88 LONGROPE_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87"
 #define LONGROPE_NAMES_128 \
     LONGROPE_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
@@ -71,6 +79,15 @@ __device__ __forceinline__ void hold(float (&x)[N]) {
                      : "l"(a), "l"(b), "r"(add));                                                                          \
     }
 
+// D[64][N] = A B likewise. What D was before is not kept, so that until then its registers are free for others.
+#define LONGROPE_WGMMA_PRODUCT(N, Type, type, names, registers, a_name, b_name)                                             \
+    __device__ __forceinline__ void wgmma_product(float (&d)[N / 2], uint64_t a, uint64_t b, Type) {                        \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type   \
+                     " {" names "}, " a_name ", " b_name ", p, 1, 1, 0, 0; }"                                              \
+                     : registers                                                                                           \
+                     : "l"(a), "l"(b));                                                                                    \
+    }
+
 // D[64][N] += A B; A from registers, B from shared memory, read along its columns.
 #define LONGROPE_WGMMA_ADD(N, Type, type, names, registers, a_names, b_name)                                                \
     __device__ __forceinline__ void wgmma_add(float (&d)[N / 2], const uint32_t (&low)[2], const uint32_t (&high)[2],       \
@@ -82,9 +99,17 @@ __device__ __forceinline__ void hold(float (&x)[N]) {
     }
 
 #define LONGROPE_WGMMA(Type, type)                                                                                         \
+    LONGROPE_WGMMA_LOGITS(64, Type, type, LONGROPE_NAMES_32, LONGROPE_D32(d, 0), "%32", "%33", "%34")                      \
     LONGROPE_WGMMA_LOGITS(80, Type, type, LONGROPE_NAMES_40, LONGROPE_D40(d), "%40", "%41", "%42")                         \
+    LONGROPE_WGMMA_LOGITS(96, Type, type, LONGROPE_NAMES_48, LONGROPE_D48(d), "%48", "%49", "%50")                         \
+    LONGROPE_WGMMA_LOGITS(112, Type, type, LONGROPE_NAMES_56, LONGROPE_D56(d), "%56", "%57", "%58")                        \
     LONGROPE_WGMMA_LOGITS(128, Type, type, LONGROPE_NAMES_64, LONGROPE_D64(d), "%64", "%65", "%66")                        \
     LONGROPE_WGMMA_LOGITS(176, Type, type, LONGROPE_NAMES_88, LONGROPE_D88(d), "%88", "%89", "%90")                        \
+    LONGROPE_WGMMA_PRODUCT(64, Type, type, LONGROPE_NAMES_32, LONGROPE_R32("=f", d, 0), "%32", "%33")                      \
+    LONGROPE_WGMMA_PRODUCT(80, Type, type, LONGROPE_NAMES_40, LONGROPE_R40("=f", d), "%40", "%41")                         \
+    LONGROPE_WGMMA_PRODUCT(96, Type, type, LONGROPE_NAMES_48, LONGROPE_R48("=f", d), "%48", "%49")                         \
+    LONGROPE_WGMMA_PRODUCT(112, Type, type, LONGROPE_NAMES_56, LONGROPE_R56("=f", d), "%56", "%57")                        \
+    LONGROPE_WGMMA_PRODUCT(128, Type, type, LONGROPE_NAMES_64, LONGROPE_R64("=f", d), "%64", "%65")                        \
     LONGROPE_WGMMA_ADD(64, Type, type, LONGROPE_NAMES_32, LONGROPE_D32(d, 0), "%32, %33, %34, %35", "%36")                 \
     LONGROPE_WGMMA_ADD(128, Type, type, LONGROPE_NAMES_64, LONGROPE_D64(d), "%64, %65, %66, %67", "%68")                   \
     LONGROPE_WGMMA_ADD(256, Type, type, LONGROPE_NAMES_128, LONGROPE_D128(d), "%128, %129, %130, %131", "%132")

@@ -72,6 +72,26 @@ def attention(name: str, *device: str, **rest) -> Family:
     )
 
 
+def backward(kernels: str, **rest) -> Family:
+    """The families of its gradients, likewise."""
+    return Family(
+        device=(kernels, "cuda/attention_delta.cu"),
+        launch=("src/ops/attention_backward*.rs", "src/ops/attention_delta.rs", "src/ops/attention_arguments.rs"),
+        tests=("tests/gpu/backward/*.rs", *(f"tests/gpu/attention/{name}.rs" for name in ("forward", "long", "oracle"))),
+        bench="gpu_backward",
+        called="backward",
+        # Each is checked against a reference in f64, on the processor.
+        cases_tests=100,
+        cases_sanitizer=3,
+        large=(
+            *("million", "two_to_the_32", "the_same_inputs_give_the_same_bits", "a_replayed_graph", "two_streams"),
+            *("sums_that_are_folded", "more_blocks", "one_long_sequence"),
+        ),
+        lengths=("sampled_rows_",),
+        **rest,
+    )
+
+
 # What launches all that is done with a cache.
 CACHE = tuple(
     f"src/ops/{name}.rs"
@@ -99,17 +119,16 @@ FAMILIES = {
         peers_arguments=("--portable",),
     ),
     "attention_sm90": attention("attention_sm90"),
-    # Gradients of attention. Peers are yet to come.
-    "backward": Family(
-        device=("cuda/attention_backward_*.cu", "cuda/attention_delta.cu"),
-        launch=("src/ops/attention_backward*.rs", "src/ops/attention_delta.rs", "src/ops/attention_arguments.rs"),
-        tests=("tests/gpu/backward/*.rs", *(f"tests/gpu/attention/{name}.rs" for name in ("forward", "long", "oracle"))),
-        bench="gpu_backward",
-        # Each is checked against a reference in f64, on the processor.
-        cases_tests=100,
-        cases_sanitizer=3,
-        large=("million", "two_to_the_32", "the_same_inputs_give_the_same_bits", "a_replayed_graph", "two_streams"),
-        lengths=("sampled_rows_",),
+    # Gradients of attention.
+    "backward": backward(
+        "cuda/attention_backward_sm80_*.cu",
+        environment={"LONGROPE_TEST_PORTABLE": "1"},
+        sanitizer_environment={"LONGROPE_TEST_PORTABLE": "1"},
+    ),
+    "backward_sm90": backward(
+        "cuda/attention_backward_sm90_*.cu",
+        abi=tuple(f"ffi/src/{name}.rs" for name in ("attention_backward", "attention_delta", "abi/backward")),
+        peers=tuple(f"benches/peers/{program}.py" for program in ("backward", "attention", "flash_attention3", "worker")),
     ),
     "decode": Family(
         device=("cuda/decode_*.cu", "cuda/cache.cu"),

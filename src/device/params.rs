@@ -1113,3 +1113,45 @@ impl Default for longrope_attention_backward_params {
         }
     }
 }
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct longrope_attention_backward_sm90_params {
+    pub rows: [longrope_tensor_map; 2usize],
+    pub columns: [longrope_tensor_map; 2usize],
+    pub backward: longrope_attention_backward_params,
+    pub drawn: *mut u32,
+    pub sums: *mut f32,
+    pub items: u32,
+    pub padding: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of longrope_attention_backward_sm90_params"]
+        [::core::mem::size_of::<longrope_attention_backward_sm90_params>() - 1216usize];
+    ["Alignment of longrope_attention_backward_sm90_params"]
+        [::core::mem::align_of::<longrope_attention_backward_sm90_params>() - 64usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::rows"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, rows) - 0usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::columns"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, columns) - 256usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::backward"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, backward) - 512usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::drawn"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, drawn) - 1136usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::sums"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, sums) - 1144usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::items"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, items) - 1152usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::padding"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, padding) - 1156usize];
+};
+impl Default for longrope_attention_backward_sm90_params {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}

@@ -8,6 +8,7 @@ use crate::ops::attention_arguments::{
     Arguments, Sequences, blocks_of, check_address, check_dtype, check_row_numbers, pointer, row_strides,
     section_heads, unsupported_head_dim,
 };
+use crate::ops::attention_backward_hopper::HopperPlan;
 use crate::ops::attention_backward_kernels::{self as kernels, Kernels};
 use crate::ops::attention_delta::AttentionDelta;
 use crate::ops::workspace::Workspace;
@@ -26,7 +27,7 @@ use crate::ops::workspace::Workspace;
 /// Logits and sums are f32; P and dS are rounded to the 16 bits of the inputs before they meet dO, k and q. Every sum has one
 /// order: the same inputs give the same bits. A row whose log-sum-exp is minus infinity saw no key, and adds nothing. A NaN,
 /// or logits beyond f32, make the gradients that depend on them NaN; a value that is not finite may also reach gradients of the
-/// same 128 queries and 64 keys that do not depend on it.
+/// same 192 queries and 128 keys that do not depend on it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionBackward {
     /// Scale, mask and global positions. The offsets are those of each sequence's first query and key.
@@ -98,7 +99,8 @@ impl AttentionBackward {
     }
 
     /// The bytes of device memory that a launch needs beside its tensors: an f32 for each row of the queries where there is no
-    /// `delta`, else none. A function of the arguments, and of nothing that lies on the device.
+    /// `delta`, and for Hopper's kernels a counter, and for long sequences up to 18 MiB of sums. A function of the arguments, and of
+    /// nothing that lies on the device; nor of the GPU.
     ///
     /// # Errors
     /// As [`AttentionBackward::supported`].
@@ -130,6 +132,11 @@ impl AttentionBackward {
             plan.params.delta = workspace.address as *const f32;
             // SAFETY: the result lies in the workspace, which was checked; the rest is the caller's promise.
             unsafe { delta.run(context, stream) }?;
+        }
+        if let Some(hopper) = plan.hopper.filter(|hopper| hopper.is_there(context)) {
+            let rest = workspace.address + plan.delta_bytes as u64;
+            // SAFETY: the workspace has the bytes that are needed; the rest is the caller's promise.
+            return unsafe { hopper.launch(context, plan.params.delta, rest, stream) };
         }
         for (name, grid) in plan.launches.into_iter().flatten() {
             // SAFETY: the name is that of a kernel of the backward pass, which takes this block; the rest is the caller's promise.
@@ -173,7 +180,7 @@ impl AttentionBackward {
     }
 
     /// What is launched, but for the address of the workspace.
-    fn plan(&self, tensors: &AttentionBackwardTensors) -> Result<Plan, Error> {
+    fn plan<'a>(&self, tensors: &'a AttentionBackwardTensors) -> Result<Plan<'a>, Error> {
         let AttentionBackwardTensors { q, k, v, lse, d_out, dq, dk, dv, .. } = tensors;
         self.validate(tensors)?;
         let arguments = self.arguments(tensors);
@@ -186,7 +193,7 @@ impl AttentionBackward {
             kernels::portable(q.dtype, head_dim, vector).ok_or_else(|| unsupported_head_dim(head_dim))?;
 
         // What a caller brings, or what is made: heads apart, so that the queries of one lie side by side.
-        let (delta, made, workspace_bytes) = match (&tensors.delta, &tensors.out) {
+        let (delta, made, delta_bytes) = match (&tensors.delta, &tensors.out) {
             (Some(delta), _) => (*delta, None, 0),
             (None, Some(out)) => {
                 let length = query_length as i64;
@@ -259,8 +266,17 @@ impl AttentionBackward {
         // Nothing to launch needs nothing.
         let is_needed = launches.iter().any(Option::is_some);
         let delta = made.filter(|_| is_needed);
-        let workspace_bytes = if is_needed { workspace_bytes } else { 0 };
-        Ok(Plan { delta, launches, params, workspace_bytes })
+        let key_blocks = |tiles| self.key_blocks(tiles, sequences);
+        let hopper = is_needed.then(|| HopperPlan::new(tensors, params, longest, key_blocks)).flatten();
+        let delta_bytes = if is_needed { delta_bytes } else { 0 };
+        let (delta_bytes, workspace_bytes) = match &hopper {
+            Some(hopper) => {
+                let delta_bytes = delta_bytes.next_multiple_of(16);
+                (delta_bytes, delta_bytes + hopper.workspace_bytes())
+            }
+            None => (delta_bytes, delta_bytes),
+        };
+        Ok(Plan { delta, launches, params, hopper, delta_bytes, workspace_bytes })
     }
 
     /// Blocks of a sequence and key head, for so many tiles of all keys. How many keys a packed sequence has is not known, so that
@@ -306,11 +322,15 @@ fn check_forward(tensors: &AttentionBackwardTensors) -> Result<(), Error> {
 }
 
 /// What is launched, in this order.
-struct Plan {
-    /// Its result goes into the workspace.
+struct Plan<'a> {
+    /// Its result goes into the workspace, before all else.
     delta: Option<AttentionDelta>,
     /// For dQ, and for dK and dV, as far as there is something to write.
     launches: [Option<(&'static str, Grid)>; 2],
     params: longrope_attention_backward_params,
+    /// What is launched in place of these where the context has it.
+    hopper: Option<HopperPlan<'a>>,
+    /// Bytes of the workspace for delta.
+    delta_bytes: usize,
     workspace_bytes: usize,
 }

@@ -1,4 +1,5 @@
-//! The kernels of attention's backward pass, by head dimension and type: the instances in `cuda/attention_backward_sm80_d*.cu`.
+//! The kernels of attention's backward pass, by head dimension and type: the instances in `cuda/attention_backward_sm80_d*.cu`, which
+//! every GPU runs, and in `cuda/attention_backward_sm90_d*.cu`, for Hopper.
 
 use crate::device::{Dtype, Family};
 pub(super) use crate::ops::attention_kernels::Kernel;
@@ -69,6 +70,97 @@ static PORTABLE: [HeadDim; 4] = [
     head_dim!(256, queries 64, tile 32, stages 1; keys 32, tile 32, stages 1),
 ];
 
+/// An instance of Hopper's kernels, as in the source's `GradientShape`.
+#[derive(Debug)]
+pub(super) struct HopperKernel {
+    pub(super) kernel: Kernel,
+    /// Columns of a tile (`kColumns`).
+    pub(super) columns: usize,
+    /// The padded head dimension (`kDim`).
+    pub(super) dim: usize,
+    /// Gradients that it sums (`kSums`).
+    pub(super) sums: usize,
+}
+
+impl HopperKernel {
+    /// Tiles of columns from which on sums are folded (`kFoldTiles`).
+    pub(super) fn fold_tiles(&self) -> usize {
+        4096 / self.columns
+    }
+
+    /// Bytes of the sums that a block folds.
+    pub(super) fn folded_bytes(&self) -> usize {
+        4 * self.sums * self.kernel.rows * self.dim
+    }
+}
+
+/// Hopper's kernels of a type: for dQ, whose rows are queries, and for dK and dV, whose rows are keys.
+#[derive(Debug)]
+pub(super) struct HopperKernels {
+    pub(super) queries: HopperKernel,
+    pub(super) keys: HopperKernel,
+}
+
+/// The instances for head dimensions up to one.
+struct HopperHeadDim {
+    image: &'static str,
+    /// bf16 and f16.
+    kernels: [HopperKernels; 2],
+}
+
+/// Consumers, columns and stages as in the sources' `GradientShape`.
+macro_rules! hopper {
+    (
+        $dim:literal,
+        queries $q_consumers:literal, $q_columns:literal, $q_stages:literal;
+        keys $k_consumers:literal, $k_columns:literal, $k_stages:literal
+    ) => {
+        HopperHeadDim {
+            image: concat!("attention_backward_sm90_d", $dim),
+            kernels: [
+                hopper!(@ $dim, "_bf16", $q_consumers, $q_columns, $q_stages, $k_consumers, $k_columns, $k_stages),
+                hopper!(@ $dim, "_f16", $q_consumers, $q_columns, $q_stages, $k_consumers, $k_columns, $k_stages),
+            ],
+        }
+    };
+    (
+        @ $dim:literal, $name:literal,
+        $q_consumers:literal, $q_columns:literal, $q_stages:literal,
+        $k_consumers:literal, $k_columns:literal, $k_stages:literal
+    ) => {
+        HopperKernels {
+            queries: hopper!(@@ $dim, "queries", $name, $q_consumers, $q_columns, $q_stages, 1),
+            keys: hopper!(@@ $dim, "keys", $name, $k_consumers, $k_columns, $k_stages, 2),
+        }
+    };
+    (
+        @@ $dim:literal, $of:literal, $name:literal,
+        $consumers:literal, $columns:literal, $stages:literal, $sums:literal
+    ) => {
+        HopperKernel {
+            kernel: Kernel {
+                name: concat!("longrope_attention_backward_", $of, "_sm90_d", $dim, $name),
+                rows: 64 * $consumers,
+                threads: 128 * ($consumers + 1),
+                // Alignment, rows and columns.
+                shared_bytes: 1024 + 4 * $dim * (64 * $consumers + $stages * $columns),
+            },
+            columns: $columns,
+            dim: $dim,
+            sums: $sums,
+        }
+    };
+}
+
+static HOPPER: [HopperHeadDim; 2] =
+    [hopper!(64, queries 3, 80, 3; keys 2, 96, 3), hopper!(128, queries 2, 112, 2; keys 2, 64, 3)];
+
+/// Hopper's kernels for a type of 16 bits and a head dimension, if there are any.
+pub(super) fn hopper(dtype: Dtype, head_dim: usize) -> Option<&'static HopperKernels> {
+    let instances = HOPPER.iter().find(|instances| head_dim <= instances.kernels[0].keys.dim)?;
+    Some(&instances.kernels[usize::from(dtype == Dtype::F16)])
+}
+
 /// The kernels for a type of 16 bits and a head dimension; `None` beyond 256. `vector`: whether 16 bytes can be moved at once.
 pub(super) fn portable(dtype: Dtype, head_dim: usize, vector: bool) -> Option<&'static Kernels> {
     let which = if dtype == Dtype::F16 { 2 } else { 0 } + usize::from(!vector);
@@ -86,7 +178,17 @@ pub(in crate::ops) fn families() -> Vec<Family> {
             only_on: None,
         }
     };
-    PORTABLE.iter().map(family).collect()
+    let hopper = |instances: &HopperHeadDim| {
+        let kernels =
+            instances.kernels.iter().flat_map(|kernels| [&kernels.queries.kernel, &kernels.keys.kernel]);
+        Family {
+            image: instances.image,
+            kernels: kernels.clone().map(|kernel| kernel.name).collect(),
+            shared_bytes: kernels.map(|kernel| kernel.shared_bytes).max().unwrap_or(0),
+            only_on: Some((9, 0)),
+        }
+    };
+    PORTABLE.iter().map(family).chain(HOPPER.iter().map(hopper)).collect()
 }
 
 #[cfg(test)]
@@ -109,8 +211,28 @@ mod tests {
     }
 
     #[test]
-    fn a_block_fits_the_shared_memory_of_every_gpu() {
-        // 99 KiB, of which a kernel has 2 KiB for itself.
-        assert!(families().iter().all(|family| family.shared_bytes <= 97 << 10));
+    fn hopper_has_kernels_up_to_a_head_dimension_of_128() {
+        for (head_dim, padded) in
+            [(8, Some(64)), (64, Some(64)), (72, Some(128)), (128, Some(128)), (136, None)]
+        {
+            for (dtype, name) in [(Dtype::Bf16, "bf16"), (Dtype::F16, "f16")] {
+                let kernels = hopper(dtype, head_dim);
+                assert_eq!(kernels.map(|kernels| kernels.keys.dim), padded, "{head_dim}");
+                for kernel in kernels.iter().flat_map(|kernels| [&kernels.queries, &kernels.keys]) {
+                    assert!(kernel.kernel.name.ends_with(&format!("_sm90_d{}_{name}", kernel.dim)));
+                    // Boxes of the copy engine, and the alignment of their tiles.
+                    assert!(kernel.columns <= 256 && (kernel.columns * 128).is_multiple_of(1024));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_fits_the_shared_memory_of_its_gpus() {
+        // 99 KiB, of which a kernel has 2 KiB for itself; on Hopper 227, of which it has 3.
+        for family in families() {
+            let most = if family.only_on.is_some() { 224 << 10 } else { 97 << 10 };
+            assert!(family.shared_bytes <= most, "{}", family.image);
+        }
     }
 }

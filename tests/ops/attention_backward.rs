@@ -297,19 +297,27 @@ fn without_queries_or_keys_their_addresses_are_not_needed() {
 }
 
 #[test]
-fn a_workspace_holds_delta_where_it_is_not_brought() {
+fn a_workspace_holds_delta_where_it_is_not_brought_and_what_hopper_s_kernels_need() {
+    // Counters; and sums of two gradients of 128 rows for each block.
+    let (counters, sums) = (128, |dim: usize| 144 * 2 * 128 * dim * 4);
     let (attention, mut tensors) = right();
-    assert_eq!(attention.workspace_size(&tensors), Ok(4 * 2 * 5 * 4));
+    assert_eq!(attention.workspace_size(&tensors), Ok(4 * 2 * 5 * 4 + counters));
     resize(&mut tensors, &[Kind::Queries, Kind::Rows], 1, 1 << 20);
-    assert_eq!(attention.workspace_size(&tensors), Ok(4 * 2 * (1 << 20) * 4));
+    assert_eq!(attention.workspace_size(&tensors), Ok(4 * 2 * (1 << 20) * 4 + counters + sums(64)));
     tensors.delta = Some(tensors.lse);
+    assert_eq!(attention.workspace_size(&tensors), Ok(counters + sums(64)));
+    resize(&mut tensors, &[Kind::Queries, Kind::Keys], 3, 128);
+    assert_eq!(attention.workspace_size(&tensors), Ok(counters + sums(128)));
+    // These Hopper's kernels don't take: the portable ones need nothing.
+    resize(&mut tensors, &[Kind::Queries, Kind::Keys], 3, 256);
     assert_eq!(attention.workspace_size(&tensors), Ok(0));
     // No sequence is nothing to launch.
     let (attention, tensors) = packed(Packed { count: 0, ..PACKED });
     assert_eq!(attention.workspace_size(&tensors), Ok(0));
+    // Without queries the gradients of keys are still written.
     let (attention, mut tensors) = right();
     resize(&mut tensors, &[Kind::Queries, Kind::Rows], 1, 0);
-    assert_eq!(attention.workspace_size(&tensors), Ok(0));
+    assert_eq!(attention.workspace_size(&tensors), Ok(counters));
 }
 
 /// A delta that is right, and what is said of it after a change.

@@ -21,6 +21,8 @@ pub const TESTS: &[crate::Test] = &[
 const QUERIES: [usize; 4] = [2, 150, 4, 128];
 const KEYS: [usize; 4] = [2, 200, 2, 128];
 const ROWS: [usize; 4] = [2, 150, 4, 1];
+/// More than is needed: delta, and counters.
+const WORKSPACE: usize = 8 << 10;
 
 fn count(shape: [usize; 4]) -> usize {
     shape.iter().product()
@@ -53,7 +55,7 @@ fn inputs(gpu: &Gpu, seed: u64) -> Inputs {
         out: new(3, QUERIES),
         d_out: new(4, QUERIES),
         lse: gpu.upload(&lse),
-        workspace: gpu.upload(&vec![0xffu8; 4 * count(ROWS)]),
+        workspace: gpu.upload(&[0xffu8; WORKSPACE]),
     }
 }
 
@@ -256,7 +258,7 @@ fn refused(gpu: &Gpu) {
         assert!(found.starts_with(argument), "{found}, where {argument} was expected");
     }
     let needed = causal().workspace_size(&good).unwrap();
-    assert_eq!(needed, 4 * count(ROWS));
+    assert!((4 * count(ROWS)..=WORKSPACE).contains(&needed));
     let address = gpu.address(&inputs.workspace);
     for (workspace, argument) in [
         (Workspace::NONE, "workspace.bytes: "),

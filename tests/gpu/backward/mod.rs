@@ -4,11 +4,12 @@ mod compose;
 mod contract;
 mod gradients;
 mod long;
+mod many;
 mod oracle;
 mod problem;
 mod reach;
 
 /// Every test of the family.
 pub fn tests() -> Vec<crate::Test> {
-    [gradients::TESTS, compose::TESTS, contract::TESTS, reach::TESTS, long::TESTS].concat()
+    [gradients::TESTS, compose::TESTS, contract::TESTS, reach::TESTS, many::TESTS, long::TESTS].concat()
 }

@@ -16,7 +16,9 @@
 //!   off by 2^-39 of the row's largest (attention_backward.cuh), which is at most 2 ‖dO‖ ‖v‖ of the longest rows.
 //! - P is rounded likewise: u w, and 2^-40 for an f16, which is times 2^15.
 //! - Sums of a tile are cut off at most (4 · 17) 2^-24 below the sum of magnitudes, and tiles are added by roundings of 2^-24
-//!   each: below 2^-14 of the sum of magnitudes for up to 900 tiles.
+//!   each: below 2^-14 of the sum of magnitudes for up to 900 tiles. Hopper's kernels leave up to 4,096 terms to the tensor cores
+//!   before they fold them. By the same rule of one addend that is cut off a step of 16, which is the sum so far, that is 256
+//!   times 2^-24 and the roundings of as many folds: below 2^-15.
 //!
 //! Where output and log-sum-exp are the forward kernel's, the latter has an error of r of its own, and the former the bound of
 //! `attention::oracle`: (u + 2 r) A, with A = Σ w |v|. So r doubles, and e has (u + 2 r) Σ A |dO| beside the rounding.
