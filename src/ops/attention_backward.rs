@@ -265,7 +265,7 @@ impl AttentionBackward {
         let launches = [launch(query_grid, query_kernel), launch(key_grid, key_kernel)];
         // Nothing to launch needs nothing.
         let is_needed = launches.iter().any(Option::is_some);
-        let delta = made.filter(|_| is_needed);
+        let delta = made.filter(|_| is_needed && delta_bytes > 0);
         let key_blocks = |tiles| self.key_blocks(tiles, sequences);
         let hopper = is_needed.then(|| HopperPlan::new(tensors, params, longest, key_blocks)).flatten();
         let delta_bytes = if is_needed { delta_bytes } else { 0 };

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::device::params::{longrope_attention_backward_params, longrope_attention_backward_sm90_params};
-use crate::device::{Context, DeviceTensor, Grid, Stream, clear_word, tensor_map};
+use crate::device::{Context, DeviceTensor, Grid, Stream, fill_words, tensor_map};
 use crate::ops::attention_arguments::{blocks_of, section_heads};
 use crate::ops::attention_backward::AttentionBackwardTensors;
 use crate::ops::attention_backward_kernels::{self as kernels, HopperKernel, Kernel};
@@ -128,7 +128,7 @@ impl<'a> HopperPlan<'a> {
             let blocks = items.min(context.multiprocessors().clamp(1, MAX_BLOCKS as u32));
             if items > blocks {
                 // SAFETY: the workspace begins with the counters.
-                unsafe { clear_word(drawn, stream) }?;
+                unsafe { fill_words(drawn, 0, 1, stream) }?;
             }
             let grid = Grid { blocks, threads: [threads, 1, 1], shared_bytes };
             // SAFETY: the name is that of a kernel of Hopper, which takes this block; the rest is the caller's promise.
