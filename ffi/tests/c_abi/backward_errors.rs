@@ -27,6 +27,10 @@ fn tensors(dtype: Dtype) -> AttentionBackwardTensors {
 
 type Field = fn(&mut AttentionBackwardTensors) -> &mut Tensor;
 
+/// Bytes of a workspace: delta of 20 rows, and what Hopper's kernels count in.
+const DELTA: usize = 80;
+const COUNTERS: usize = 128;
+
 /// The last three are what is written.
 const FIELDS: [(&str, Field); 9] = [
     ("q", |tensors| &mut tensors.q),
@@ -172,7 +176,7 @@ fn a_descriptor_out_of_range_is_named_by_its_field() {
         (desc.sequence_kind, desc.sequences, desc.index_bits) = (1, 3, 64);
         (desc.query_starts, desc.key_starts) = (SOMEWHERE, SOMEWHERE);
     };
-    right(|desc, _| packed(desc), 80);
+    right(|desc, _| packed(desc), DELTA + COUNTERS);
     let wrong = |change: &dyn Fn(&mut Desc), start: &str| {
         refused(
             |desc, _| {
@@ -197,7 +201,7 @@ fn a_descriptor_out_of_range_is_named_by_its_field() {
             (desc.query_offset, desc.key_offset) = (-(1 << 62), (1 << 62) - 7);
             (desc.query_offsets, desc.status) = (SOMEWHERE.cast(), SOMEWHERE.cast());
         },
-        80,
+        DELTA + COUNTERS,
     );
 }
 
@@ -266,11 +270,11 @@ fn the_output_or_delta_is_there() {
         |_, tensors| tensors.out = NONE,
         "tensors.out: none is not valid; expected the output of the forward pass, since there is no delta",
     );
-    // With delta no memory is needed, and the output may be left out.
-    right(|_, tensors| (tensors.out, tensors.delta) = (NONE, tensors.lse), 0);
-    right(|_, tensors| tensors.delta = tensors.lse, 0);
+    // With delta no memory is needed for it, and the output may be left out.
+    right(|_, tensors| (tensors.out, tensors.delta) = (NONE, tensors.lse), COUNTERS);
+    right(|_, tensors| tensors.delta = tensors.lse, COUNTERS);
     refused(|_, tensors| tensors.lse = NONE, "tensors.lse.dtype: 0 is not valid");
-    right(|_, tensors| tensors.out.dtype = Dtype::F32 as i32, 80);
+    right(|_, tensors| tensors.out.dtype = Dtype::F32 as i32, DELTA + COUNTERS);
 }
 
 #[test]
@@ -278,13 +282,13 @@ fn what_is_added_to_is_of_32_bits() {
     let f32 = |tensors: &mut Tensors| {
         FIELDS[6..].iter().for_each(|(_, field)| field(tensors).dtype = Dtype::F32 as i32);
     };
-    right(|_, tensors| f32(tensors), 80);
+    right(|_, tensors| f32(tensors), DELTA + COUNTERS);
     right(
         |desc, tensors| {
             f32(tensors);
             desc.accumulate = 1;
         },
-        80,
+        DELTA + COUNTERS,
     );
     for (name, field) in &FIELDS[6..] {
         let (mut desc, mut tensors) = (api::attention_backward(), tensors(Dtype::Bf16));

@@ -46,7 +46,9 @@ attention_seen see_attention(const recorded_launch *launch) {
 backward_seen see_backward(const recorded_launch *launch) {
     longrope_attention_backward_params p;
     backward_seen seen;
-    copy(launch, "longrope_attention_backward_", 0, &p, sizeof p);
+    const int is_hopper = strstr(launch->kernel, "_sm90_") != NULL;
+    copy(launch, "longrope_attention_backward_", is_hopper ? offsetof(longrope_attention_backward_sm90_params, backward) : 0, &p,
+         sizeof p);
     seen.attention = seen_of(p.attention);
     seen.query_offset = p.attention.query_offset;
     seen.key_offset = p.attention.key_offset;

@@ -202,8 +202,8 @@ static void tile_counter(void) {
         }
     }
     /* Results of parts and their log-sum-exps, of both kernels of decoding and of prefill; a counter and sums, of attention and
-     * of prefill; what all three kernels of gradients know as delta. */
-    CHECK(in_workspace == 15);
+     * of prefill; what all three kernels of gradients know as delta, and a counter and sums of two of them. */
+    CHECK(in_workspace == 19);
     /* 192 queries of a head are an item, and there are 132 multiprocessors: with up to 11 items a head each block has one, with
      * more they draw the others. */
     for (number = 0; number < 3; ++number) {

@@ -188,6 +188,8 @@ static size_t block_bytes(const char *name) {
         {"longrope_attention_cached_", sizeof(longrope_cached_attention_params)},
         {"longrope_split_merge_", sizeof(longrope_split_merge_params)},
         {"longrope_attention_sm90_", sizeof(longrope_attention_sm90_params)},
+        {"longrope_attention_backward_queries_sm90_", sizeof(longrope_attention_backward_sm90_params)},
+        {"longrope_attention_backward_keys_sm90_", sizeof(longrope_attention_backward_sm90_params)},
         {"longrope_attention_backward_", sizeof(longrope_attention_backward_params)},
         {"longrope_attention_delta_", sizeof(longrope_attention_delta_params)},
         {"longrope_attention_", sizeof(longrope_attention_params)},
