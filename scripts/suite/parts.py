@@ -193,9 +193,9 @@ def run_peers(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
 RUN = {"tests": run_tests, "lengths": run_lengths, "sanitizer": run_sanitizer, "bench": run_bench, "peers": run_peers}
 
 
-def run(name: str, kind: str, out: Path) -> dict:
+def run(name: str, kind: str, out: Path, limit: float | None = None) -> dict:
     """Runs a part. What was found, the seconds it took, and the problems: it has passed if there is none."""
-    deadline = Deadline()
+    deadline = Deadline(limit) if limit else Deadline()
     result = RUN[kind](name, FAMILIES[name], deadline, out)
     family = FAMILIES[name]
     environment = {"peers": {}, "sanitizer": family.sanitizer_environment}.get(kind, family.environment)

@@ -103,6 +103,12 @@ class Tests(Suite):
         with mock.patch.object(parts.Deadline.__init__, "__defaults__", (1.0,)):
             self.assertEqual(self.run_part("tests")["problems"], ["not done after 1 s"])
 
+    def test_a_limit_may_be_given(self):
+        self.program("gpu", "exec sleep 30")
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = parts.run("rotary", "tests", self.out, 1.5)
+        self.assertEqual(found["problems"], ["not done after 2 s"])
+
 
 class Lengths(Suite):
     """A family with a part for its longest tests."""
