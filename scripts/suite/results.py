@@ -3,10 +3,9 @@
 import csv
 import io
 import json
-import re
 from pathlib import Path
 
-from .families import FAMILIES, KINDS, ROOT, called, combined, fail, goals, kinds, known, sources
+from .families import FAMILIES, KINDS, ROOT, called, combined, goals, kinds, known, sources
 
 RESULTS = ROOT / "benches" / "results"
 TABLE, STAMPS = "h100.csv", "stamps.json"
@@ -113,32 +112,6 @@ def write_stamp(out: Path, name: str, kind: str, stamp: dict) -> None:
     path.write_text(json.dumps(stamps, indent=1) + "\n")
 
 
-def take_printed(printed: Path, build: dict[str, str], out: Path) -> list[str]:
-    """Stamps from the lines that a run printed, where its own stamps were lost on their way: its first line, the time, and what it
-    said of each part. Counts are not among them, and the stamps say so. Only of the sources that the bundle was made of.
-    """
-    head, date, *lines = printed.read_text().splitlines()
-    found = re.fullmatch(r"(.+), driver (\S+), commit (.+), (nvcc .+)", head)
-    if not found:
-        fail(f"{printed} does not begin as a run does: {head}")
-    gpu, driver, commit, nvcc = found.groups()
-    taken = []
-    for line in lines:
-        part = re.fullmatch(r"== (\w+):(\w+) passed in ([\d.]+) s", line)
-        if not part or part[1] not in FAMILIES or part[2] not in kinds(part[1]):
-            fail(f"{printed}: not a part that passed: {line}")
-        name, kind, seconds = part.groups()
-        entries = sources(name, kind)
-        if build.get(f"source {name}:{kind}") != combined(entries):
-            fail(f"gpu-bundle/ has not the present sources of {name}:{kind}")
-        stamp = {"passed": True, "gpu": gpu, "driver": driver, "commit": commit, "nvcc": nvcc, "date": date}
-        stamp |= {"seconds": float(seconds), "kept": "the printed verdict alone", "problems": []}
-        stamp |= {"source_hash": combined(entries), "sources": {path: value[:16] for path, value in entries.items()}}
-        write_stamp(out, name, kind, stamp)
-        taken.append(f"{name}:{kind}")
-    return taken
-
-
 def verdict(stamp: dict | None, now: dict[str, str]) -> str:
     """Whether a stamp is of these sources."""
     if stamp is None:
@@ -150,8 +123,9 @@ def verdict(stamp: dict | None, now: dict[str, str]) -> str:
         return f"stale: {', '.join(changed)}"
     if not stamp["passed"]:
         return f"stale: failed on {stamp['date']}"
-    kept = f", {stamp['kept']} was kept" if "kept" in stamp else ""
-    return f"fresh: {stamp['gpu']}, {stamp['date']}, commit {stamp['commit']}{kept}"
+    # A stamp that no run wrote is not to pass for one.
+    note = f"; {stamp['by_hand']}" if "by_hand" in stamp else ""
+    return f"fresh: {stamp['gpu']}, {stamp['date']}, commit {stamp['commit']}{note}"
 
 
 def check() -> int:

@@ -140,33 +140,6 @@ class Lengths(Suite):
             self.assertNotIn("lengths", families.kinds("rotary"))
 
 
-class Printed(Suite):
-    """Verdicts of a run whose stamps were lost."""
-
-    HEAD = "NVIDIA H100, driver 580.1, commit abc with uncommitted changes, nvcc 13.0.88\n2026-11-27T04:11:58Z\n"
-
-    def take(self, lines, build=None):
-        self.write("printed.txt", self.HEAD + lines)
-        present = families.combined(families.sources("rotary", "tests"))
-        build = {"source rotary:tests": present} if build is None else build
-        return results.take_printed(self.folder / "printed.txt", build, self.out)
-
-    def test_a_verdict_is_kept_and_says_that_it_is_all(self):
-        self.assertEqual(self.take("== rotary:tests passed in 4.5 s\n"), ["rotary:tests"])
-        stamp = results.read_stamps(self.out / "stamps.json")["rotary"]["tests"]
-        self.assertEqual((stamp["passed"], stamp["seconds"], stamp["commit"]), (True, 4.5, "abc with uncommitted changes"))
-        self.assertNotIn("counts", stamp)
-        found = results.verdict(stamp, families.sources("rotary", "tests"))
-        self.assertRegex(found, "^fresh: .*, the printed verdict alone was kept$")
-
-    def test_what_failed_is_of_no_part_or_of_other_sources_is_not_taken(self):
-        for lines in ("== rotary:tests FAILED: 1 failed in 4.5 s\n", "== other:tests passed in 4.5 s\n"):
-            with self.assertRaisesRegex(SystemExit, "not a part that passed"):
-                self.take(lines)
-        with self.assertRaisesRegex(SystemExit, "has not the present sources"):
-            self.take("== rotary:tests passed in 4.5 s\n", {"source rotary:tests": "0"})
-
-
 class Environment(Suite):
     """A family whose programs call it otherwise, and which has an environment of its own."""
 
