@@ -20,6 +20,7 @@
 
 #include "attention_block.cuh"
 #include "mma.cuh"
+#include "params_backward.h"
 #include "softmax.cuh"
 #include "tile.cuh"
 

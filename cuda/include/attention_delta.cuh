@@ -7,7 +7,7 @@
 #pragma once
 
 #include "elements.cuh"
-#include "params.h"
+#include "params_backward.h"
 
 namespace longrope {
 

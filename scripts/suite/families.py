@@ -76,7 +76,10 @@ def backward(kernels: str, **rest) -> Family:
     """The families of its gradients, likewise."""
     return Family(
         device=(kernels, "cuda/attention_delta.cu"),
-        launch=("src/ops/attention_backward*.rs", "src/ops/attention_delta.rs", "src/ops/attention_arguments.rs"),
+        launch=(
+            *("src/ops/attention_backward*.rs", "src/ops/attention_delta.rs", "src/ops/attention_arguments.rs"),
+            *("src/ops/cache_rotary.rs", "src/ops/factors.rs", "src/device/params/backward.rs"),
+        ),
         tests=("tests/gpu/backward/*.rs", *(f"tests/gpu/attention/{name}.rs" for name in ("forward", "long", "oracle"))),
         bench="gpu_backward",
         called="backward",
@@ -168,7 +171,7 @@ FAMILIES = {
 }
 
 # Of every family: for all parts, for tests and sanitizers, for the bench, for the peers.
-SHARED = ("src/device/*.rs", "build.rs", "build/*.rs")
+SHARED = ("src/device/*.rs", "src/device/params/shared.rs", "build.rs", "build/*.rs")
 SHARED_TESTS = ("tests/gpu/main.rs", "tests/gpu/buffer.rs", "tests/cpu/random.rs")
 SHARED_BENCH = ("benches/gpu/*.rs",)
 SHARED_PEERS = (

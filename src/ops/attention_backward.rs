@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::descriptor::{self, Layout};
-use crate::device::params::longrope_attention_backward_params;
+use crate::device::params::backward::longrope_attention_backward_params;
 use crate::device::{Context, DeviceTensor, Dtype, Grid, Stream};
 use crate::ops::attention_arguments::{
     Arguments, Sequences, blocks_of, check_address, check_dtype, check_row_numbers, pointer, row_strides,
@@ -257,6 +257,7 @@ impl AttentionBackward {
             dv_is_f32: is_f32(dv),
             key_heads: key_heads as i32,
             scale: arguments.scale(),
+            ..Default::default()
         };
         let launch = |blocks, kernel: &'static kernels::Kernel| {
             let grid = Grid { blocks, threads: [kernel.threads, 1, 1], shared_bytes: kernel.shared_bytes };

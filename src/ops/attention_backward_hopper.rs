@@ -1,7 +1,9 @@
 //! Attention backward on Hopper: what its kernels take, what they need, and their launch.
 
 use crate::Error;
-use crate::device::params::{longrope_attention_backward_params, longrope_attention_backward_sm90_params};
+use crate::device::params::backward::{
+    longrope_attention_backward_params, longrope_attention_backward_sm90_params,
+};
 use crate::device::{Context, DeviceTensor, Grid, Stream, fill_words, tensor_map};
 use crate::ops::attention_arguments::{blocks_of, section_heads};
 use crate::ops::attention_backward::AttentionBackwardTensors;

@@ -1,7 +1,7 @@
 //! The sum of outputs times their gradients, which the backward pass of attention subtracts.
 
 use crate::Error;
-use crate::device::params::longrope_attention_delta_params;
+use crate::device::params::backward::longrope_attention_delta_params;
 use crate::device::{Context, DeviceTensor, Dtype, Family, Grid, Stream};
 use crate::ops::attention_arguments::{
     blocks_of, check_address, check_dtype, check_row_numbers, pointer, row_strides,
