@@ -29,6 +29,8 @@ ROUNDS = 5
 TURN = 30.0
 # How long an output may be off for each rounding of its type: half a unit in the last place, relative.
 HALF_UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+# How much further from f64 than the peers ours may be: roundings of the output fall as they may.
+SLACK = 1.05
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,46 @@ def flash_attention2_agrees(library, portable):
     agree("PyTorch's FlashAttention-2, f16 and bf16, with the log-sum-exp", worst)
 
 
+def in_f64(q, k, v, causal):
+    """Attention as it is defined; a causal mask as PyTorch has it."""
+    q, k, v = (x.double() for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], 2) for x in (k, v))
+    logits = torch.einsum("blhd,bmhd->bhlm", q, k) / math.sqrt(q.shape[-1])
+    if causal:
+        logits = logits + torch.full(logits.shape[-2:], float("-inf"), device="cuda", dtype=torch.float64).triu(1)
+    return torch.einsum("bhlm,bmhd->blhd", logits.softmax(-1), v)
+
+
+def errors(found, exact):
+    """By Frobenius's norm, relative, and the largest of an element."""
+    away = found.double() - exact
+    return (away.norm() / exact.norm()).item(), away.abs().max().item()
+
+
+def is_no_further_from_f64(library, portable):
+    """Than the nearest of PyTorch's kernels, by both measures. Of the largest error of some ten thousand elements, which is
+    one element's chance, twice as much."""
+    worst = 0.0
+    backends = [SDPBackend.FLASH_ATTENTION] + ([] if portable else [SDPBackend.CUDNN_ATTENTION])
+    for dtype in HALF_UNIT:
+        for dim in (64, 96, 128, 256):
+            for length, causal in ((333, True), (2048, True), (1000, False)):
+                q, k, v = Case(1, length, 4, 4, dim, causal).inputs(dtype)
+                out = torch.empty_like(q)
+                ours(library, q, k, v, out, causal=causal, portable=portable)()
+                exact = in_f64(q, k, v, causal)
+                theirs = []
+                for backend in backends:
+                    try:
+                        theirs.append(errors(torch_peer(backend, q, k, v, causal)().transpose(1, 2), exact))
+                    except RuntimeError:  # not every backend takes every head dimension
+                        continue
+                norm, largest = map(min, zip(*theirs))
+                mine = errors(out, exact)
+                worst = max(worst, mine[0] / (SLACK * norm), mine[1] / (2 * largest))
+    agree("no further from f64 than PyTorch's FlashAttention-2 and cuDNN", worst)
+
+
 # --- times ---
 
 
@@ -132,7 +174,7 @@ def torch_peer(backend, q, k, v, causal):
 
 
 def works(library, case, portable):
-    """Ours first, then the peer in this process: names, functions, and how many launches make a turn."""
+    """Ours first, then the peer in this process, as `ready` gives them."""
     q, k, v = case.inputs()
     out = torch.empty_like(q)
     makers = {"ours": lambda: ours(library, q, k, v, out, causal=case.causal, portable=portable)}
@@ -140,6 +182,11 @@ def works(library, case, portable):
         makers["FlashAttention-2"] = lambda: torch_peer(SDPBackend.FLASH_ATTENTION, q, k, v, case.causal)
     else:
         makers["cuDNN"] = lambda: torch_peer(SDPBackend.CUDNN_ATTENTION, q, k, v, case.causal)
+    return ready(makers, case)
+
+
+def ready(makers, case):
+    """Of those that run here: names, functions, and how many launches make a turn."""
     for name, make in makers.items():
         try:
             work = make()
@@ -155,7 +202,7 @@ def launches(time):
     return max(1, math.ceil(TURN / time))
 
 
-def open_in(worker, case, backward=False):
+def open_in(worker, case, backward):
     """How many launches make the worker's turn; None if it can't run the case."""
     if worker is None or case.dim != 128:
         return None
@@ -166,13 +213,13 @@ def open_in(worker, case, backward=False):
         return None
 
 
-def measure(library, worker, case, count, portable):
-    """Median milliseconds of each that ran, by name."""
-    here = list(works(library, case, portable))
+def measure(worker, case, here, count, backward=False):
+    """Median milliseconds of each that ran, by name; `here`: those in this process, ours first."""
+    here = list(here)
     if not here or here[0][0] != "ours":
         return {}
     names, functions, each = zip(*here)
-    there = open_in(worker, case)
+    there = open_in(worker, case, backward)
     table, theirs = [], []
     for _ in range(count):
         table += rounds(functions, 1, each)
@@ -199,7 +246,7 @@ def start_worker():
 def times(library, worker, cases, count, portable):
     rows = Rows("attention") if count > 1 else None
     for case in cases:
-        found = measure(library, worker, case, count, portable)
+        found = measure(worker, case, works(library, case, portable), count)
         torch.cuda.empty_cache()
         our_time = found.pop("ours", None)
         for name, time in found.items() if rows else ():
@@ -217,6 +264,7 @@ def main():
         if options.prepare:
             return times(library, worker, CASES[:1], 1, portable)
         flash_attention2_agrees(library, portable)
+        is_no_further_from_f64(library, portable)
         times(library, worker, CASES, ROUNDS, portable)
     finally:
         if worker:

@@ -11,19 +11,17 @@ With --portable ours is the portable kernel, beside the best of its kind, which 
 Needs PyTorch; FlashAttention-3 is measured where flash-attn3-jax is installed.
 """
 
-import statistics
+import itertools
 
 import attention
 import torch
 import torch.nn.functional as F
-from attention import Case, launches, start_worker
+from attention import Case, errors, start_worker
 from longrope import Longrope
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from turns import Rows, agree, arguments, medians, not_measured, rounds
+from turns import Rows, agree, arguments
 
 ROUNDS = 5
-# How much further from f64 than the oracle ours may be.
-SLACK = 1.05
 
 CASES = [
     Case(8, 2048, 16, 16, 128, True),
@@ -36,7 +34,8 @@ CASES = [
     Case(1, 16384, 16, 16, 96, True),
     Case(1, 16384, 8, 8, 256, True),
 ]
-# Ours is deterministic; the peers are in their default mode. A goal of its own says what that may cost.
+# The peers are in their default mode, ours may take any order too; but once in its own default mode, which is deterministic. A goal
+# of its own says what that may cost.
 DETERMINISTIC = CASES[1]
 
 
@@ -45,7 +44,7 @@ def operations(case):
     return 2.5 * case.operations()
 
 
-def ours(library, q, k, v, d_out, causal, portable=False):
+def ours(library, q, k, v, d_out, causal, portable, fast):
     """A launch of our backward pass, and the gradients that it writes."""
     scale = q.shape[-1] ** -0.5
     # Scales below zero are for the portable kernels, which flip the queries.
@@ -53,7 +52,7 @@ def ours(library, q, k, v, d_out, causal, portable=False):
         q, scale = -q, -scale
     out, lse = torch.empty_like(q), torch.empty(q.shape[:3], device="cuda")
     library.attention(q, k, v, out, lse, causal, scale)()
-    return library.attention_backward(q, k, v, out, d_out, lse, causal, scale)
+    return library.attention_backward(q, k, v, out, d_out, lse, causal, scale, fast)
 
 
 def in_torch(backend, q, k, v, d_out, causal):
@@ -80,19 +79,15 @@ def gradients_in_f64(q, k, v, d_out, causal):
     return torch.autograd.grad(out, leaves, d_out.double())
 
 
-def off(found, exact):
-    return ((found.double() - exact).norm() / exact.norm()).item()
-
-
 def flash_attention2_is_no_nearer(library, portable):
     worst = 0.0
-    for dtype in attention.HALF_UNIT:
+    for dtype, fast in itertools.product(attention.HALF_UNIT, (False, True)):
         for heads, key_heads in ((4, 4), (9, 3)):
             for dim in (64, 96, 128, 256):
                 for length, causal in ((129, True), (333, True), (512, False)):
                     q, k, v = Case(2, length, heads, key_heads, dim, causal).inputs(dtype)
                     d_out = torch.randn_like(q)
-                    run, gradients = ours(library, q, k, v, d_out, causal, portable)
+                    run, gradients = ours(library, q, k, v, d_out, causal, portable, fast)
                     run()
                     if portable:
                         gradients = [-gradients[0], *gradients[1:]]
@@ -103,62 +98,36 @@ def flash_attention2_is_no_nearer(library, portable):
                     # Of heads that share keys, the gradients are summed.
                     shared = [x.float().unflatten(2, (key_heads, -1)).sum(3) for x in theirs[1:]]
                     for mine, peer, right in zip(gradients, [theirs[0], *shared], exact):
-                        worst = max(worst, off(mine, right) / (SLACK * off(peer, right)))
+                        (mine, _), (peer, _) = errors(mine, right), errors(peer, right)
+                        worst = max(worst, mine / (attention.SLACK * peer))
     agree("PyTorch's FlashAttention-2 backward, f16 and bf16, beside f64", worst)
 
 
 # --- times ---
 
 
-def works(library, case, portable):
-    """Ours first, then the peer in this process: names, functions, and how many launches make a turn."""
+def works(library, case, portable, fast):
+    """Ours first, then the peer in this process, as attention.py's `ready` gives them."""
     q, k, v = case.inputs()
     d_out = torch.randn_like(q)
     peer, backend = ("FlashAttention-2", SDPBackend.FLASH_ATTENTION) if portable else ("cuDNN", SDPBackend.CUDNN_ATTENTION)
     makers = {
-        "ours": lambda: ours(library, q, k, v, d_out, case.causal, portable)[0],
+        "ours": lambda: ours(library, q, k, v, d_out, case.causal, portable, fast)[0],
         peer: lambda: in_torch(backend, q, k, v, d_out, case.causal),
     }
-    for name, make in makers.items():
-        try:
-            work = make()
-            work()
-            [[time]] = rounds([work], 1, [1])
-        except Exception as error:  # whatever keeps it from running here
-            not_measured(f"{name}, {case.shape()}", error)
-        else:
-            yield name, work, launches(time)
-
-
-def measure(library, worker, case, count, portable):
-    """Median milliseconds of each that ran, by name."""
-    here = list(works(library, case, portable))
-    if not here or here[0][0] != "ours":
-        return {}
-    names, functions, each = zip(*here)
-    there = attention.open_in(worker, case, backward=True)
-    table, theirs = [], []
-    for _ in range(count):
-        table += rounds(functions, 1, each)
-        # `rounds` has waited for the GPU, so that it is the worker's alone.
-        if there:
-            theirs.append(worker.turn(there))
-    found = dict(zip(names, medians(table)))
-    if there:
-        worker.close()
-        found["FlashAttention-3"] = statistics.median(theirs)
-    return found
+    return attention.ready(makers, case)
 
 
 def times(library, worker, cases, count, portable):
     rows = Rows("backward") if count > 1 else None
-    for case in cases:
-        found = measure(library, worker, case, count, portable)
+    # The peers in their default mode each time.
+    for op, case in [*(("backward", case) for case in cases), ("deterministic", DETERMINISTIC)]:
+        here = works(library, case, portable, fast=op == "backward")
+        found = attention.measure(worker, case, here, count, backward=True)
         torch.cuda.empty_cache()
         our_time = found.pop("ours", None)
         for name, time in found.items() if rows else ():
-            for op in ("backward", "deterministic") if case == DETERMINISTIC else ("backward",):
-                rows.row(op, case.shape(), "TFLOP/s", lambda t: operations(case) / t / 1e9, our_time, name, time)
+            rows.row(op, case.shape(), "TFLOP/s", lambda t: operations(case) / t / 1e9, our_time, name, time)
 
 
 def main():

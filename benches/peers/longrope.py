@@ -9,6 +9,10 @@ PARITY = 1
 OFFSET, PER_TOKEN = 0, 3
 
 
+# longrope_attention_backward_flags
+ATTENTION_BACKWARD_FAST = 1
+
+
 class Tensor(c.Structure):
     _fields_ = [("data", c.c_void_p), ("dtype", c.c_int32), ("shape", c.c_int64 * 4), ("stride", c.c_int64 * 4)]
 
@@ -232,12 +236,18 @@ class Longrope:
         run.keeps = (q, k, v, out, lse, workspace)
         return run
 
-    def attention_backward(self, q, k, v, out, d_out, lse, causal=True, scale=0.0):
-        """A function for the gradients of attention on the current stream, and where it writes them: those of q, k and v."""
+    def attention_backward(self, q, k, v, out, d_out, lse, causal=True, scale=0.0, fast=False):
+        """A function for the gradients of attention on the current stream, and where it writes them: those of q, k and v.
+        `fast`: sums may have any order."""
         if not hasattr(self.library, "longrope_attention_backward_run"):
             raise NotImplementedError("this library has no longrope_attention_backward_run")
         gradients = [torch.full_like(x, float("nan")) for x in (q, k, v)]
-        desc = AttentionBackwardDesc(struct_size=c.sizeof(AttentionBackwardDesc), causal=int(causal), scale=scale)
+        desc = AttentionBackwardDesc(
+            struct_size=c.sizeof(AttentionBackwardDesc),
+            causal=int(causal),
+            scale=scale,
+            flags=ATTENTION_BACKWARD_FAST if fast else 0,
+        )
         dq, dk, dv = map(view, gradients)
         tensors = AttentionBackwardTensors(
             *map(view, (q, k, v, out)), view_of_lse(lse), Tensor(), view(d_out), dq, dk, dv
