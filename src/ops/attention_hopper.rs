@@ -94,7 +94,7 @@ impl<'a> HopperPlan<'a> {
         let items = blocks_of(&[whole, splits])?;
         let folds = most_keys > UNFOLDED_KEYS;
         let parts_at = COUNTER_BYTES + if folds { MAX_BLOCKS * rows * kernel.dim * 4 } else { 0 };
-        let bytes = parts_at + merge.as_ref().map_or(0, SplitMerge::bytes);
+        let bytes = parts_at + merge.as_ref().map_or(0, SplitMerge::bytes).next_multiple_of(128);
         let key_rows = key_rows as u32;
         Some(Self { kernel, params, items, splits, merge, key_rows, parts_at, bytes, request })
     }
