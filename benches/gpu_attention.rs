@@ -233,10 +233,19 @@ fn attention(gpu: &Gpu, measurements: &mut Measurements<'_>, case: &Case) {
         return eprintln!("{} of {keys} keys: not measured with the portable kernel", case.op);
     }
     let ours = || launch().expect("a launch");
+    let of_rotated = Attention { query_rotary: None, ..attention };
+    let mut rotated = || {
+        // SAFETY: as above; it needs no more memory.
+        unsafe { of_rotated.run(&gpu.kernels, &tensors, workspace, gpu.raw_stream()) }.expect("a launch");
+    };
     // Two products of two operations.
     let operations = 4.0 * case.logits() * (query_heads * case.head_dim) as f64;
     let what = gpu::Case { op: case.op.to_owned(), shape: case.shape(), unit: Unit::Operations(operations) };
-    measurements.measure(&what, ours, Peer::Nothing);
+    let peer = match case.form {
+        Form::Rotated => Peer::Work("queries rotated before", &mut rotated),
+        _ => Peer::Nothing,
+    };
+    measurements.measure(&what, ours, peer);
 }
 
 /// 4,096 new tokens of a sequence of 131,072 whose keys and values lie in pages of so many, or side by side.

@@ -2,8 +2,9 @@
 //
 //   out = softmax(scale q k^T + mask) v        query head h reads key head h / group
 //
-// A block is one warpgroup that draws items, loads, and rotates queries if they are not rotated yet, and kConsumers that compute, each on 64 queries of the item. All walk over
-// the same tiles of keys, from the last to the first, with the online softmax of softmax.cuh.
+// A block is one warpgroup that draws items and loads, and kConsumers that compute, each on 64 queries of the item, which it rotates
+// if they are not rotated yet. All walk over the same tiles of keys, from the last to the first, with the online softmax of
+// softmax.cuh.
 //
 //   loader      K0 | Q | K1 | V0 | K2 | V1 | ...        tiles by the copy engine, into rings
 //   consumer    S = Q K0 | softmax of S             | S = Q K1                       | softmax of S | ...
@@ -61,7 +62,7 @@ struct HopperShared {
     uint32_t tiles, barriers;
 
     static constexpr int kStages = Shape::kStages, kQueries = Shape::kQueryStages;
-    static constexpr int kBarriers = 4 * kStages + 2 * kQueries + 3 * kItemSlots + 1;
+    static constexpr int kBarriers = 4 * kStages + 2 * kQueries + 2 * kItemSlots + 1;
 
     __device__ __forceinline__ HopperShared(const char *dynamic, const uint64_t *barrier_words) {
         tiles = (shared_address(dynamic) + 1023) / 1024 * 1024;
@@ -81,8 +82,6 @@ struct HopperShared {
     __device__ __forceinline__ uint32_t queries_empty(int slot) const { return barrier(4 * kStages + kQueries + slot); }
     __device__ __forceinline__ uint32_t item_full(int slot) const { return barrier(4 * kStages + 2 * kQueries + slot); }
     __device__ __forceinline__ uint32_t item_empty(int slot) const { return barrier(4 * kStages + 2 * kQueries + kItemSlots + slot); }
-    // The item's queries are rotated. As items follow one another in a slot, nobody writes there before they are loaded.
-    __device__ __forceinline__ uint32_t rotated(int slot) const { return barrier(4 * kStages + 2 * kQueries + 2 * kItemSlots + slot); }
     // Of a tile that the loader is to clear in part before it is full.
     __device__ __forceinline__ uint32_t cleared() const { return barrier(kBarriers - 1); }
 
@@ -101,7 +100,6 @@ struct HopperShared {
         for (int slot = 0; slot < kItemSlots; ++slot) {
             barrier_init(item_full(slot), 1);
             barrier_init(item_empty(slot), 4 * Shape::kConsumers + 1);  // every warp that computes, and the loader
-            barrier_init(rotated(slot), kRotatingWarps);
         }
         barrier_init(cleared(), 1);
         barrier_init_done();
@@ -145,8 +143,7 @@ __device__ __forceinline__ void consume_items(const longrope_attention_sm90_para
     const Turns<Shape> turns(group);
     Turn<kItemSlots> turn;
     Turn<Shape::kQueryStages> query;
-    // At 256 there is no register left.
-    const auto my_queries = [&] { return (Shape::kDim > 128 ? thread_again() / 128 - 1 : group) * 64 * 128; };
+    const auto my_queries = [&] { return (thread_again() / 128 - 1) * 64 * 128; };
     using StageTurn = std::conditional_t<(Shape::kDim > 128), PackedTurn<Shape::kStages>, Turn<Shape::kStages>>;
     StageTurn key, value;
     Consumer<T, Shape> mine;
@@ -185,15 +182,26 @@ __device__ __forceinline__ void consume_items(const longrope_attention_sm90_para
     for (;; turn.next()) {
         barrier_wait(shared.item_full(turn.slot()), turn.parity());
         const HopperItem &item = items[turn.slot()];
-        const int before = turn.slot() ^ 1;
+        // Of the item before; found anew each time.
+        const auto before = [&] {
+            int slot = turn.slot() ^ 1;
+            asm volatile("" : "+r"(slot));
+            return slot;
+        };
         const int tiles = item.is_last ? 0 : item.tiles();
         if (tiles <= 0) {
-            if (pending) finish_pending(before);
+            if (pending) finish_pending(before());
             pending = 0;
             if (item.is_last) break;
             mine.reset_rows();
             finish(item, turn.slot(), mine.row, 0);
             continue;
+        }
+
+        if (h.rotates) {
+            barrier_wait(shared.queries_full(query.slot()), query.parity());
+            rotate_queries<T, Shape>(h.rotary, item, shared.query_tile(query.slot()) + my_queries(), my_queries() / 128);
+            mine.clear_logits();
         }
 
         // The first tile; and the last values of the item before, if they are pending.
@@ -221,7 +229,7 @@ __device__ __forceinline__ void consume_items(const longrope_attention_sm90_para
             mine.weigh(factor, p.scale_log2);
             if (kPending) {
                 end_output();
-                finish(items[before], before, ended, pending);
+                finish(items[before()], before(), ended, pending);
             }
             mine.round_weights();
         };
@@ -295,8 +303,6 @@ __device__ __forceinline__ void attend_on_hopper(const longrope_attention_sm90_p
             load_items<Shape>(h, shared, items, thread);
         } else if (thread == 32) {
             draw_items<Shape>(h, shared, items, block);
-        } else if (thread >= 64 && h.rotates) {
-            rotate_items<T, Shape>(h, shared, items);
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shape::kConsumerRegisters));

@@ -68,6 +68,12 @@ struct Consumer {
         for (int i = 0; i < kDim / 2; ++i) output[i] = 0.0f;
     }
 
+    // So that they hold no registers before.
+    __device__ __forceinline__ void clear_logits() {
+#pragma unroll
+        for (float &x : flat_logits()) asm volatile("mov.f32 %0, 0f00000000;" : "=f"(x));
+    }
+
     __device__ __forceinline__ void reset_rows() {
         row[0].reset();
         row[1].reset();
@@ -211,7 +217,7 @@ struct Consumer {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const float sum = row[half].total();
-            float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+            float inverse = sum == 0.0f ? 0.0f : reciprocal_approx(sum);
             float lse = sum == 0.0f ? -INFINITY : (log2f(sum) + (row[half].finite() - kWeightBias<T>)) * 0.693147180559945f;
             const int query = first + 8 * half + lane / 4;
             const bool is_there = query < item.rows;

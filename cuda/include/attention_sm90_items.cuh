@@ -21,7 +21,7 @@ __device__ __forceinline__ int thread_again() {
 // An item, as far as that is within 32 bits: the host sees to it that sequences are shorter than 2^30.
 struct HopperItem {
     int64_t out_at, lse_at;      // elements to the first row of the output, and of the log-sum-exps
-    int64_t query_at, position;  // elements to the first query, and its position; found where queries are rotated
+    int64_t position;            // of the first query; found where queries are rotated
     int64_t sequence;            // its row of the page table; found where keys are cached
     int batch, head;             // of the queries, in their tensor
     int key_batch, key_head;     // of keys and values
@@ -167,9 +167,6 @@ __device__ __forceinline__ bool describe_item(const longrope_attention_sm90_para
     if (h.rotates && !bad) {
         step();
         item.position = block.position;
-        item.query_at = block.batch * p.q_stride[0] + block.head * p.q_stride[2];
-        step();
-        item.query_at += (block.query_start + block.first_query) * p.q_stride[1];
         // A sequence is as long as its last query says.
         const int64_t length = block.position - block.first_query + block.query_length;
         item.set = cached_set(h.rotary, length, item.sequence);
@@ -187,8 +184,10 @@ __device__ __forceinline__ bool describe_item(const longrope_attention_sm90_para
 template <class Shape, class Shared>
 __device__ __forceinline__ void draw_items(const longrope_attention_sm90_params &h, const Shared &shared, HopperItem *items,
                                            AttentionBlock &block) {
-    Turn<kItemSlots> turn;
-    uint32_t number = blockIdx.x;
+    // Not in a register, of which this thread has few.
+    __shared__ volatile uint32_t number;
+    PackedTurn<kItemSlots> turn;
+    number = blockIdx.x;
     for (bool is_last = false; !is_last; turn.next()) {
         barrier_wait(shared.item_empty(turn.slot()), turn.parity() ^ 1);
         HopperItem &item = items[turn.slot()];

@@ -149,12 +149,9 @@ __device__ __forceinline__ void load_items(const longrope_attention_sm90_params 
             if constexpr (Shape::kDim > 64) keep_pace<Shape>(h, item);
             load_keys(item.end - 1);
             barrier_wait(shared.queries_empty(query.slot()), query.parity() ^ 1);
-            if (h.rotates) barrier_wait(shared.rotated(turn.slot()), turn.parity());
             if (leads) {
-                const BoxPlace queries = h.rotates ? BoxPlace{rotated_row<Shape>(turn.slot()), 0, 0}
-                                                   : BoxPlace{item.first_query, item.head, item.batch};
-                const longrope_tensor_map &map = h.rotates ? h.rotated_map : h.q;
-                load_tile<Shape, Shape::kRows>(shared.query_tile(query.slot()), map, queries, shared.queries_full(query.slot()));
+                const BoxPlace queries{item.first_query, item.head, item.batch};
+                load_tile<Shape, Shape::kRows>(shared.query_tile(query.slot()), h.q, queries, shared.queries_full(query.slot()));
             }
             query.next();
             for (int tile = item.end - 2; tile >= item.first; --tile) {

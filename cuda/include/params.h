@@ -404,13 +404,10 @@ typedef struct longrope_attention_sm90_params {
     int32_t is_cached;
     /* Of a cache with a page table: rows of a box, which divide both a page and a tile. */
     int32_t page_rows;
-    /* 1: queries are rotated, by `rotary`, on their way through `rotated`. */
+    /* 1: queries are rotated, by `rotary`, when they were loaded. */
     int32_t rotates;
     longrope_cache cache;
     longrope_new_tokens tokens;
-    /* 16 bits [blocks][2 items][rows of a block][head dim], and its description as that of q. */
-    void *rotated;
-    longrope_tensor_map rotated_map;
     longrope_cache_rotary rotary;
 } longrope_attention_sm90_params;
 

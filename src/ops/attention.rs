@@ -106,8 +106,8 @@ impl<'a> Attention<'a> {
     }
 
     /// The bytes of device memory that a launch needs beside its tensors, whatever the GPU: where Hopper's kernel takes the tensors, a
-    /// counter, beyond 4,096 keys sums that are put aside, where blocks of queries are few the partial results of parts of the keys,
-    /// and queries on their way through rotation; else none. A function of the arguments, and of nothing that lies on the device.
+    /// counter, beyond 4,096 keys sums that are put aside, and where blocks of queries are few the partial results of parts of the
+    /// keys; else none. A function of the arguments, and of nothing that lies on the device.
     ///
     /// # Errors
     /// As [`Attention::supported`].

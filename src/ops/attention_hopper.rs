@@ -1,7 +1,6 @@
 //! Attention forward on Hopper: what its kernel takes, what it needs, and its launch.
 
 use crate::Error;
-use crate::descriptor::Layout;
 use crate::device::params::{
     longrope_attention_params, longrope_attention_sm90_params, longrope_cache, longrope_new_tokens,
 };
@@ -23,9 +22,6 @@ const UNFOLDED_KEYS: usize = 4096;
 
 /// Bytes of the workspace before all else: a counter, and room to align what follows.
 const COUNTER_BYTES: usize = 128;
-
-/// Items whose queries are rotated ahead (`kItemSlots`).
-const ITEM_SLOTS: usize = 2;
 
 /// What is asked of the kernel.
 pub(super) struct Request<'a> {
@@ -59,7 +55,6 @@ pub(super) struct HopperPlan<'a> {
     key_rows: u32,
     /// Bytes from the start of the workspace.
     parts_at: usize,
-    rotated_at: usize,
     bytes: usize,
     request: Request<'a>,
 }
@@ -99,12 +94,9 @@ impl<'a> HopperPlan<'a> {
         let items = blocks_of(&[whole, splits])?;
         let folds = most_keys > UNFOLDED_KEYS;
         let parts_at = COUNTER_BYTES + if folds { MAX_BLOCKS * rows * kernel.dim * 4 } else { 0 };
-        let rotated_at = parts_at + merge.as_ref().map_or(0, SplitMerge::bytes).next_multiple_of(128);
-        let rotated =
-            if request.rotary.is_some() { MAX_BLOCKS * ITEM_SLOTS * rows * head_dim * 2 } else { 0 };
-        let bytes = rotated_at + rotated;
+        let bytes = parts_at + merge.as_ref().map_or(0, SplitMerge::bytes).next_multiple_of(128);
         let key_rows = key_rows as u32;
-        Some(Self { kernel, params, items, splits, merge, key_rows, parts_at, rotated_at, bytes, request })
+        Some(Self { kernel, params, items, splits, merge, key_rows, parts_at, bytes, request })
     }
 
     /// The bytes that the launch needs beside its tensors.
@@ -138,11 +130,6 @@ impl<'a> HopperPlan<'a> {
                 unsafe { merge.mark_bad(stream) }?;
             }
         }
-        let rotated = DeviceTensor {
-            address: at(self.rotated_at),
-            dtype: q.dtype,
-            layout: Layout::bshd(1, MAX_BLOCKS * ITEM_SLOTS * rows, 1, q.layout.head_dim()),
-        };
         let (pages, tokens) = cache.unwrap_or_default();
         let mut params = longrope_attention_sm90_params {
             q: tensor_map::describe(q, rows as u32, q.address)?,
@@ -162,8 +149,6 @@ impl<'a> HopperPlan<'a> {
         };
         if let Some(rotary) = rotary {
             params.rotates = 1;
-            params.rotated = rotated.address as *mut std::ffi::c_void;
-            params.rotated_map = tensor_map::describe(&rotated, rows as u32, q.address)?;
             params.rotary = rotary.params()?;
         }
         let most = max_multiprocessors.unwrap_or(u32::MAX).min(context.multiprocessors());

@@ -920,14 +920,12 @@ pub struct longrope_attention_sm90_params {
     pub rotates: i32,
     pub cache: longrope_cache,
     pub tokens: longrope_new_tokens,
-    pub rotated: *mut ::core::ffi::c_void,
-    pub rotated_map: longrope_tensor_map,
     pub rotary: longrope_cache_rotary,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of longrope_attention_sm90_params"]
-        [::core::mem::size_of::<longrope_attention_sm90_params>() - 4288usize];
+        [::core::mem::size_of::<longrope_attention_sm90_params>() - 4160usize];
     ["Alignment of longrope_attention_sm90_params"]
         [::core::mem::align_of::<longrope_attention_sm90_params>() - 64usize];
     ["Offset of field: longrope_attention_sm90_params::q"]
@@ -958,12 +956,8 @@ const _: () = {
         [::core::mem::offset_of!(longrope_attention_sm90_params, cache) - 824usize];
     ["Offset of field: longrope_attention_sm90_params::tokens"]
         [::core::mem::offset_of!(longrope_attention_sm90_params, tokens) - 968usize];
-    ["Offset of field: longrope_attention_sm90_params::rotated"]
-        [::core::mem::offset_of!(longrope_attention_sm90_params, rotated) - 1000usize];
-    ["Offset of field: longrope_attention_sm90_params::rotated_map"]
-        [::core::mem::offset_of!(longrope_attention_sm90_params, rotated_map) - 1024usize];
     ["Offset of field: longrope_attention_sm90_params::rotary"]
-        [::core::mem::offset_of!(longrope_attention_sm90_params, rotary) - 1152usize];
+        [::core::mem::offset_of!(longrope_attention_sm90_params, rotary) - 1000usize];
 };
 impl Default for longrope_attention_sm90_params {
     fn default() -> Self {
