@@ -158,17 +158,15 @@ impl Target {
         let Some(longest) = schedule.buckets().last() else { return seeds };
         // Published sets may decrease; a search's do not.
         let mut highest = 1f64;
-        let logs: Vec<f64> = longest
-            .factors
-            .iter()
-            .map(|factor| {
-                highest = highest.max(*factor);
-                highest.ln()
-            })
-            .collect();
+        let mut rising = longest.factors.clone();
+        for factor in &mut rising {
+            highest = highest.max(*factor);
+            *factor = highest;
+        }
         let allowed = if highest > maximum { maximum.ln() / highest.ln() } else { 1.0 };
         for power in [allowed, allowed / 2.0] {
-            let factors = logs.iter().map(|log| (log * power).exp().clamp(1.0, maximum)).collect();
+            let weakened = |factor: &f64| if power == 1.0 { *factor } else { factor.powf(power) };
+            let factors = rising.iter().map(|factor| weakened(factor).min(maximum)).collect();
             let attention_factor = searched.then_some(longest.attention_factor);
             seeds.push(Candidate { factors, first_tokens: 0, attention_factor });
         }
