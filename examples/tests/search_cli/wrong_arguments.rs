@@ -106,9 +106,9 @@ fn flags_without_an_effect_are_refused() {
     assert_eq!(passkey().with("--early-drop", "0.1").refused(), format!("--early-drop: {expected}"));
     assert!(
         passkey()
-            .with("--length", "300")
+            .with("--length", "257")
             .refused()
-            .starts_with("a passkey prompt of 300 tokens is too short")
+            .starts_with("a passkey prompt of 257 tokens is too short")
     );
     for ratio in ["0.9", "1001"] {
         assert!(refused("--maximum-ratio", ratio).ends_with("is not valid; expected 1 to 1000"));
