@@ -61,7 +61,7 @@ fn it_is_resumed_to_what_it_would_have_been() {
         while let Some(candidate) = broken.ask() {
             let value = distance(&WANTED, candidate);
             broken.tell(value).unwrap();
-            if broken.evaluations() % 97 == 0 {
+            if broken.evaluations().is_multiple_of(97) {
                 broken = Search::resume(broken.checkpoint()).unwrap();
             }
         }
