@@ -1,5 +1,6 @@
 //! How fast searches get better: the best perplexity so far against evaluations and against model tokens.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -62,11 +63,46 @@ impl Curve {
     }
 }
 
-/// Draws two panels: against evaluations and against model tokens.
+impl Curve {
+    /// The evaluation, from 1, and the model tokens at which the best value is first at or below `value`.
+    pub fn reaches(&self, value: f64) -> Option<(usize, f64)> {
+        let index = self.points.iter().position(|point| point.1 <= value)?;
+        Some((index + 1, self.points[index].0))
+    }
+
+    /// The best value and the model tokens at the end.
+    fn end(&self) -> (f64, f64) {
+        self.points.last().map_or((f64::NAN, f64::NAN), |&(tokens, best)| (best, tokens))
+    }
+}
+
+/// A table in Markdown: a row a search, with its cost and best value, and where the first one reached that value: in its own
+/// evaluations, and in evaluations' worth of model tokens of the search of the row.
+pub fn table(curves: &[Curve]) -> String {
+    let mut text = "| search | evaluations | model tokens | best | reached by the first at evaluation | at model tokens | \
+                    in evaluations of the row |\n|---|---:|---:|---:|---:|---:|---:|\n"
+        .to_owned();
+    for (i, curve) in curves.iter().enumerate() {
+        let ((best, tokens), evaluations) = (curve.end(), curve.points.len());
+        let reached = curves.first().filter(|_| i > 0).and_then(|first| first.reaches(best));
+        let reached = match reached {
+            Some((evaluation, cost)) => {
+                format!("{evaluation} | {cost} | {:.1}", cost / (tokens / evaluations as f64))
+            }
+            None if i == 0 => "| |".to_owned(),
+            None => "never | |".to_owned(),
+        };
+        let name = &curve.name;
+        writeln!(text, "| {name} | {evaluations} | {tokens} | {best:.4} | {reached} |").unwrap_or_default();
+    }
+    text
+}
+
+/// Draws two panels: against evaluations and against model tokens. `value` is what was minimised.
 ///
 /// # Errors
 /// No curve has a finite value.
-pub fn plot(curves: &[Curve]) -> Result<String> {
+pub fn plot(curves: &[Curve], value: &str) -> Result<String> {
     let values = || curves.iter().flat_map(|curve| &curve.points).map(|point| point.1);
     let lowest = values().filter(|value| value.is_finite()).fold(f64::INFINITY, f64::min);
     ensure!(lowest.is_finite(), "no finite value to plot");
@@ -80,8 +116,8 @@ pub fn plot(curves: &[Curve]) -> Result<String> {
         root.fill(&WHITE).map_err(plot_error)?;
         let (panels, legend) = root.split_vertically(SIZE.1 - LEGEND_HEIGHT);
         let (left, right) = panels.split_horizontally(SIZE.0 / 2);
-        panel(&left, curves, range, "evaluations", |i, _| (i + 1) as f64)?;
-        panel(&right, curves, range, "model tokens, millions", |_, tokens| tokens / 1e6)?;
+        panel(&left, curves, range, (value, "evaluations"), |i, _| (i + 1) as f64)?;
+        panel(&right, curves, range, (value, "model tokens, millions"), |_, tokens| tokens / 1e6)?;
         let mut x = 60;
         for (curve, colour) in curves.iter().zip(COLOURS.iter().cycle()) {
             let line = PathElement::new([(x, 14), (x + 18, 14)], colour.stroke_width(2));
@@ -100,13 +136,13 @@ fn panel(
     area: &DrawingArea<SVGBackend<'_>, Shift>,
     curves: &[Curve],
     (bottom, top): (f64, f64),
-    label: &str,
+    (value, label): (&str, &str),
     x: impl Fn(usize, f64) -> f64,
 ) -> Result<()> {
     let right = curves.iter().filter_map(|curve| Some(x(curve.points.len() - 1, curve.points.last()?.0)));
     let right = right.fold(0.0, f64::max);
     let mut chart = ChartBuilder::on(area)
-        .caption(format!("Best perplexity by {label}"), ("sans-serif", 16))
+        .caption(format!("Best {value} by {label}"), ("sans-serif", 16))
         .margin(10)
         .x_label_area_size(40)
         .y_label_area_size(56)
@@ -116,7 +152,7 @@ fn panel(
         .configure_mesh()
         .x_desc(label)
         .x_label_formatter(&|x| format!("{x:.2}").trim_end_matches('0').trim_end_matches('.').to_owned())
-        .y_desc("best perplexity so far, search windows")
+        .y_desc(format!("best {value} so far, search windows"))
         .light_line_style(WHITE)
         .draw()
         .map_err(plot_error)?;
@@ -160,6 +196,20 @@ mod tests {
     }
 
     #[test]
+    fn the_table_says_when_the_first_search_was_as_good() {
+        let ours = Curve::parse("ours", HISTORY).unwrap();
+        let paper = Curve { name: "paper".into(), points: vec![(4096.0, 7.0), (8192.0, 5.5)] };
+        let better = Curve { name: "better".into(), points: vec![(4096.0, 1.0)] };
+        assert_eq!(ours.reaches(5.5), Some((2, 6144.0)));
+        let table = table(&[ours, paper, better]);
+        let lines: Vec<&str> = table.lines().skip(2).collect();
+        assert_eq!(lines[0], "| ours | 3 | 10240 | 5.2500 | | | |");
+        // 6,144 tokens are one and a half evaluations of 4,096.
+        assert_eq!(lines[1], "| paper | 2 | 8192 | 5.5000 | 2 | 6144 | 1.5 |");
+        assert_eq!(lines[2], "| better | 1 | 4096 | 1.0000 | never | | |");
+    }
+
+    #[test]
     fn a_file_may_have_a_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("history.csv");
@@ -173,7 +223,7 @@ mod tests {
     fn the_plot_names_every_curve_and_leaves_out_where_it_begins() {
         let ours = Curve::parse("ours", HISTORY).unwrap();
         let theirs = Curve { name: "theirs".into(), points: vec![(1e6, f64::INFINITY), (2e6, 5.75)] };
-        let svg = plot(&[ours.clone(), theirs.clone()]).unwrap();
+        let svg = plot(&[ours.clone(), theirs.clone()], "perplexity").unwrap();
         for text in ["<svg", "ours", "theirs", "evaluations", "model tokens"] {
             assert!(svg.contains(text), "{text}");
         }
@@ -183,6 +233,6 @@ mod tests {
             svg.lines().any(|line| line.trim() == "5.3") && !svg.lines().any(|line| line.trim() == "6.0")
         );
         let nothing = Curve { name: "none".into(), points: vec![(1.0, f64::NAN)] };
-        assert!(plot(&[nothing]).is_err());
+        assert!(plot(&[nothing], "perplexity").is_err());
     }
 }

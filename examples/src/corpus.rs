@@ -11,6 +11,16 @@ use crate::files;
 #[derive(Deserialize)]
 struct Manifest {
     texts: Vec<Entry>,
+    #[serde(default)]
+    models: Vec<Model>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    /// A file of the model, from the folder that holds `data/`.
+    path: PathBuf,
+    /// Names of texts; absent where nobody said.
+    trained_on: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -31,11 +41,13 @@ pub struct EvalText {
     pub path: PathBuf,
 }
 
-/// The texts of `manifest` with these names, whose role must be eval; without names, those that are committed.
+/// The texts of `manifest` with these names that `model` may be measured on: those whose role is eval, and those of role train
+/// that the manifest's entry of this very model says it was not trained on (the role is that of the bundled model). Without
+/// names, those of role eval that are committed.
 ///
 /// # Errors
-/// A name that the manifest does not have, a text with another role, or one that was not fetched.
-pub fn eval_texts(manifest: &Path, names: &[String]) -> Result<Vec<EvalText>> {
+/// A name that the manifest does not have, a text that may not be measured on, or one that was not fetched.
+pub fn eval_texts(manifest: &Path, names: &[String], model: &Path) -> Result<Vec<EvalText>> {
     let json = files::read_text(manifest)?;
     let listed: Manifest = serde_json::from_str(&json)
         .with_context(|| format!("{}: not a valid manifest of texts", manifest.display()))?;
@@ -52,8 +64,16 @@ pub fn eval_texts(manifest: &Path, names: &[String]) -> Result<Vec<EvalText>> {
                 let known: Vec<&str> = listed.texts.iter().map(|entry| entry.name.as_str()).collect();
                 bail!("--text: {name} is not valid; expected a text of {}: {known:?}", manifest.display());
             };
+            let unseen = || {
+                let same = |path: &Path| {
+                    path.canonicalize().ok().filter(|path| model.canonicalize().ok().as_ref() == Some(path))
+                };
+                let own = listed.models.iter().find(|own| same(&root.join(&own.path)).is_some());
+                let trained_on = own.and_then(|own| own.trained_on.as_ref());
+                entry.role == "train" && trained_on.is_some_and(|texts| !texts.contains(&entry.name))
+            };
             ensure!(
-                entry.role == "eval",
+                entry.role == "eval" || unseen(),
                 "--text: {name} is not valid; expected a text whose role is eval, and its role is {}",
                 entry.role
             );
@@ -113,9 +133,16 @@ mod tests {
             { "name": "a", "role": "eval", "path": "data/a.txt", "committed": true },
             { "name": "b", "role": "search", "path": "data/b.txt", "committed": true },
             { "name": "c", "role": "eval", "path": "data/cache/c.txt", "committed": false },
+            { "name": "t", "role": "train", "path": "data/a.txt", "committed": true },
+        ], "models": [
+            { "name": "m", "path": "data/m.gguf", "trained_on": [] },
+            { "name": "n", "path": "data/n.gguf", "trained_on": ["t"] },
+            { "name": "o", "path": "data/o.gguf" },
         ]});
         std::fs::create_dir(dir.join("data")).unwrap();
-        std::fs::write(dir.join("data/a.txt"), "a").unwrap();
+        for file in ["a.txt", "m.gguf", "n.gguf", "o.gguf"] {
+            std::fs::write(dir.join("data").join(file), "a").unwrap();
+        }
         let path = dir.join("data/manifest.json");
         std::fs::write(&path, json.to_string()).unwrap();
         path
@@ -127,12 +154,29 @@ mod tests {
         let manifest = manifest(dir.path());
         let a = EvalText { name: "a".into(), path: dir.path().join("data/a.txt") };
         for names in [vec![], vec!["a".into()]] {
-            assert_eq!(eval_texts(&manifest, &names).unwrap(), std::slice::from_ref(&a));
+            assert_eq!(eval_texts(&manifest, &names, Path::new("m")).unwrap(), std::slice::from_ref(&a));
         }
-        let message = |name: &str| eval_texts(&manifest, &[name.into()]).unwrap_err().to_string();
+        let message =
+            |name: &str| eval_texts(&manifest, &[name.into()], Path::new("m")).unwrap_err().to_string();
         assert!(message("b").ends_with("its role is search"), "{}", message("b"));
         assert!(message("c").ends_with("scripts/fetch-texts makes it"), "{}", message("c"));
         assert!(message("d").starts_with("--text: d is not valid"), "{}", message("d"));
+    }
+
+    #[test]
+    fn a_text_to_train_on_is_one_for_a_model_that_never_saw_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = manifest(dir.path());
+        let texts = |model: &str| eval_texts(&manifest, &["t".into()], &dir.path().join("data").join(model));
+        assert_eq!(texts("m.gguf").unwrap()[0].name, "t");
+        // Trained on it, nobody knows, and not in the manifest.
+        for model in ["n.gguf", "o.gguf", "p.gguf"] {
+            let message = texts(model).unwrap_err().to_string();
+            assert!(message.ends_with("its role is train"), "{message}");
+        }
+        // What was searched on is for no model.
+        let search = eval_texts(&manifest, &["b".into()], &dir.path().join("data/m.gguf"));
+        assert!(search.unwrap_err().to_string().ends_with("its role is search"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::model::{Llama, LlamaConfig, Place};
+use crate::model::{AttentionKind, COMPOSED_ROWS, Llama, LlamaConfig, Place};
 
 /// Bytes of the device's memory that evaluating sequences of `length` tokens needs, roughly: weights, the activations of one
 /// layer, and the logits of some rows.
@@ -18,6 +18,17 @@ pub fn required(config: &LlamaConfig, length: usize, place: &Place) -> u64 {
     let numbers = numbers.saturating_add(config.parameters() as u64);
     // A quarter more for what allocators keep.
     (numbers.saturating_mul(place.weight_bytes()) / 4).saturating_mul(5)
+}
+
+/// What this attention needs beside [`required`]: the composed one keeps scores, masked scores and weights of a block of
+/// queries, and queries, keys, values and output once more.
+pub fn of_attention(kind: AttentionKind, config: &LlamaConfig, length: usize, place: &Place) -> u64 {
+    if kind == AttentionKind::Fused {
+        return 0;
+    }
+    let scores = (3 * config.query_heads + 2) * COMPOSED_ROWS;
+    let token = scores + (4 * config.query_heads + 2 * config.key_heads) * config.head_dim();
+    (token as u64).saturating_mul(length as u64).saturating_mul(place.weight_bytes())
 }
 
 /// Fails if `bytes` exceed what the device has available. `available` is asked of the system; where it does not tell,

@@ -27,6 +27,12 @@ pub fn baselines(base: &RopeConfig, length: usize) -> Result<Vec<Method>> {
     ])
 }
 
+/// NTK-aware interpolation that follows the length of the sequence, as Hugging Face's `dynamic` with the factor of `length`.
+pub fn dynamic_ntk(base: &RopeConfig, length: usize) -> Result<Method> {
+    let scaling = Scaling::DynamicNtk { factor: scale(base, length).max(1.0) };
+    Ok(Method { name: "dynamic NTK", rope: RopeConfig::new(*base.geometry(), length as u64, scaling)? })
+}
+
 /// LongRoPE with the candidate's factors beyond the original length, and none up to it.
 pub fn longrope(base: &RopeConfig, length: usize, candidate: &Candidate) -> Result<RopeConfig> {
     let scaling = Scaling::LongRope(LongRope {

@@ -16,6 +16,17 @@ pub fn perplexity(model: &Llama, windows: &[&[u32]], sets: &FactorSets, choice: 
 
 /// The mean negative log-likelihood of a window's tokens after the first, in nats.
 pub fn mean_loss(model: &Llama, window: &[u32], sets: &FactorSets, choice: SetChoice) -> Result<f64> {
-    let losses = model.losses(window, sets, choice)?;
+    mean_last_loss(model, window, None, sets, choice)
+}
+
+/// The same of the last so many tokens alone, or of all after the first.
+pub fn mean_last_loss(
+    model: &Llama,
+    window: &[u32],
+    last: Option<usize>,
+    sets: &FactorSets,
+    choice: SetChoice,
+) -> Result<f64> {
+    let losses = model.last_losses(window, last.unwrap_or(window.len()), sets, choice)?;
     Ok(losses.iter().sum::<f64>() / losses.len() as f64)
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use longrope::scaling::SetChoice;
 use longrope::search::Evaluation;
 
-use crate::methods::Method;
+use crate::evaluation::Method;
 use crate::model::Llama;
 use crate::perplexity::perplexity;
 use crate::search_run::Run;
@@ -31,7 +31,7 @@ pub fn lengths(original: usize, target: usize) -> Vec<usize> {
 /// Measures every method at every length, on `windows` windows each. `progress` is told how many of all cells are done.
 pub fn measure(
     model: &Llama,
-    methods: &[Method],
+    methods: &[(&str, Method)],
     (name, tokens): (&str, &[u32]),
     windows: usize,
     lengths: Vec<usize>,
@@ -41,14 +41,14 @@ pub fn measure(
     let mut values = Vec::new();
     for (row, &length) in lengths.iter().enumerate() {
         let windows = text::windows(name, tokens, length, windows)?;
-        let mut cell = |(column, method): (usize, &Method)| -> Result<f64> {
+        let mut cell = |(column, (_, method)): (usize, &(&str, Method))| -> Result<f64> {
             progress(row * methods.len() + column, cells);
-            let sets = method.rope.factor_sets(length as u64)?;
+            let sets = method.factor_sets(length as u64)?;
             perplexity(model, &windows, &sets, SetChoice::ByLength(length as u64))
         };
         values.push(methods.iter().enumerate().map(&mut cell).collect::<Result<_>>()?);
     }
-    let methods = methods.iter().map(|method| method.name.to_owned()).collect();
+    let methods = methods.iter().map(|(name, _)| (*name).to_owned()).collect();
     Ok(Table { lengths, methods, values })
 }
 
@@ -119,12 +119,12 @@ pub fn history_csv(run: &Run, length: usize, attention_factor: f64) -> String {
     csv
 }
 
-/// The columns of a history before those of the factors. `perplexity` of a candidate that was dropped after its first
-/// window is an estimate; `model_tokens` and `seconds` are sums up to the row.
+/// The columns of a history before those of the factors. `value` is what was minimised, an estimate where a candidate was
+/// dropped after its first window; `model_tokens` and `seconds` are sums up to the row.
 const HISTORY_COLUMNS: [&str; 9] = [
     "evaluation",
     "iteration",
-    "perplexity",
+    "value",
     "best",
     "windows",
     "model_tokens",

@@ -5,7 +5,7 @@
 //! which an [`Objective`] is lowest. [`CmaEs`] is the optimiser to begin with: it needs a small part of the
 //! evaluations. [`Evolution`] is the paper's (Algorithm 1) or, by its [`Operators`], the released code's. What both promise:
 //!
-//! - Factors never decrease from one pair to the next, and lie within the bounds; but for those of the seeds they are
+//! - Factors never decrease from one pair to the next (unless the settings let them), and lie within the bounds; but for those of the seeds they are
 //!   multiples of the step (of the released operators': within steps of each other).
 //! - No candidate is evaluated twice. A space that has nothing new left ends the search early.
 //! - Equal arguments and values give equal searches on every platform: the random stream is ChaCha8, and nothing else

@@ -39,7 +39,7 @@ impl<R: Rng> Breeder<'_, '_, R> {
         None
     }
 
-    /// A new crossover of two parents with non-decreasing factors, or a new mutant of the `better` where some tries make
+    /// A new crossover of two parents, with non-decreasing factors where they have to be, or a new mutant of the `better` where some tries make
     /// none, as of parents that are very unlike each other.
     pub(super) fn crossover(&mut self, better: &Candidate, other: &Candidate) -> Option<Candidate> {
         let mut child = better.clone();
@@ -48,7 +48,8 @@ impl<R: Rng> Breeder<'_, '_, R> {
                 Operators::Paper => child = crossover(better, other, self.nursery.rng),
                 Operators::Released => released::cross(&mut child, other, self.nursery.rng),
             }
-            if child.factors.is_sorted() && self.admit(&child) {
+            let legal = !self.nursery.space.monotone || child.factors.is_sorted();
+            if legal && self.admit(&child) {
                 return Some(child);
             }
         }
@@ -78,18 +79,21 @@ impl<R: Rng> Breeder<'_, '_, R> {
 
 /// Redraws each gene with `probability`: a factor from the grid points between its neighbours (the first from the
 /// minimum on, the last up to the maximum), so that factors stay non-decreasing; the first tokens from the other
-/// allowed values. Pairs go in order, so the left neighbour may be a new one.
+/// allowed values. Pairs go in order, so the left neighbour may be a new one. Factors that may decrease are drawn from all
+/// grid points.
 fn mutate(space: &Space, probability: f64, candidate: &mut Candidate, rng: &mut impl Rng) {
     let factors = &mut candidate.factors;
     for pair in 0..factors.len() {
         if !rng.random_bool(probability) {
             continue;
         }
-        let low = match pair {
-            0 => space.minimum,
-            _ => factors[pair - 1],
+        let (low, high) = match space.monotone {
+            true => (
+                if pair == 0 { space.minimum } else { factors[pair - 1] },
+                factors.get(pair + 1).copied().unwrap_or(space.maximum),
+            ),
+            false => (space.minimum, space.maximum),
         };
-        let high = factors.get(pair + 1).copied().unwrap_or(space.maximum);
         if let Some(factor) = space.draw(low, high, rng) {
             factors[pair] = factor;
         }

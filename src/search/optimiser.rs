@@ -42,6 +42,9 @@ pub struct CmaEs {
     /// Where the attention factor is to be searched too: the value to begin with. It stays within half and twice of
     /// that, and is rounded to multiples of 0.0001.
     pub attention_factor: Option<f64>,
+    /// Whether factors never decrease from one pair to the next. Without it the coordinates are the logarithms of the
+    /// factors, each free within the bounds. True.
+    pub monotone: bool,
     /// Seed of the random stream. Equal settings, scale, seeds and values give equal searches on every platform. 0.
     pub seed: u64,
 }
@@ -56,6 +59,7 @@ impl Default for CmaEs {
             step: 0.01,
             first_tokens: vec![0],
             attention_factor: None,
+            monotone: true,
             seed: 0,
         }
     }
@@ -93,6 +97,7 @@ impl CmaEs {
             ("step", self.step.to_string()),
             ("first_tokens", format!("{:?}", self.first_tokens)),
             ("attention_factor", attention_factor),
+            ("monotone", self.monotone.to_string()),
             ("seed", self.seed.to_string()),
         ]
     }
@@ -188,6 +193,13 @@ impl Optimiser {
         match self {
             Self::CmaEs(settings) => &settings.first_tokens,
             Self::Evolution(settings) => &settings.first_tokens,
+        }
+    }
+
+    pub(super) fn monotone(&self) -> bool {
+        match self {
+            Self::CmaEs(settings) => settings.monotone,
+            Self::Evolution(settings) => settings.monotone,
         }
     }
 

@@ -42,6 +42,9 @@ pub struct Evolution {
     pub seed: u64,
     /// How mutants and crossovers are made. [`Operators::Paper`].
     pub operators: Operators,
+    /// Whether factors never decrease from one pair to the next. Without it a mutation draws a factor from all within the
+    /// bounds; [`Operators::Paper`] alone can do without. True.
+    pub monotone: bool,
 }
 
 /// How mutants and crossovers are made, and within which bounds.
@@ -69,6 +72,7 @@ impl Default for Evolution {
             first_tokens: vec![0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256],
             seed: 0,
             operators: Operators::Paper,
+            monotone: true,
         }
     }
 }
@@ -141,6 +145,13 @@ impl Evolution {
                 "a single allowed value: the released operators leave it alone",
             ));
         }
+        if self.operators == Operators::Released && !self.monotone {
+            return Err(SearchError::invalid(
+                "monotone",
+                self.monotone,
+                "true: the released operators draw each factor between its neighbours",
+            ));
+        }
         Ok(())
     }
 
@@ -159,6 +170,7 @@ impl Evolution {
             ("first_tokens", format!("{:?}", self.first_tokens)),
             ("seed", self.seed.to_string()),
             ("operators", format!("{:?}", self.operators).to_lowercase()),
+            ("monotone", self.monotone.to_string()),
         ]
     }
 }

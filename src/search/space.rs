@@ -9,8 +9,8 @@ use super::optimiser::Optimiser;
 /// Grid points are told apart by their index, which has to stay far below the 2^53 that f64 counts exactly.
 const MAXIMUM_POINTS: f64 = 4_294_967_296.0;
 
-/// The legal candidates (arXiv 2402.13753, Table 4): `pairs` non-decreasing factors within `[minimum, maximum]`, and an
-/// allowed number of first tokens. Where the attention factor is searched too, it has bounds of its own.
+/// The legal candidates (arXiv 2402.13753, Table 4): `pairs` factors within `[minimum, maximum]`, which do not decrease where
+/// they are `monotone`, and an allowed number of first tokens. Where the attention factor is searched too, it has bounds of its own.
 #[derive(Debug, Clone)]
 pub(super) struct Space {
     pub(super) pairs: usize,
@@ -20,6 +20,7 @@ pub(super) struct Space {
     /// Bounds of the attention factor, or `None` where no candidate has one.
     pub(super) attention_factor: Option<(f64, f64)>,
     pub(super) step: f64,
+    pub(super) monotone: bool,
     grid: Grid,
 }
 
@@ -64,6 +65,7 @@ impl Space {
             first_tokens: optimiser.first_tokens().to_vec(),
             attention_factor: optimiser.attention_factor_bounds(),
             step,
+            monotone: optimiser.monotone(),
             grid,
         })
     }
@@ -103,7 +105,7 @@ impl Space {
                     format!("a number within [{}, {}]", self.minimum, self.maximum),
                 ));
             }
-            if factor < previous {
+            if self.monotone && factor < previous {
                 return Err(SearchError::invalid(
                     format!("{name}.factors[{pair}]"),
                     factor,

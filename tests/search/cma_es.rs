@@ -35,7 +35,8 @@ prop_compose! {
         seed in any::<u64>(),
     ) -> CmaEs {
         CmaEs {
-            evaluations, step_size, minimum: 1.0, maximum_ratio, step, first_tokens, attention_factor, seed,
+            evaluations, step_size, minimum: 1.0, maximum_ratio, step, first_tokens, attention_factor,
+            monotone: true, seed,
         }
     }
 }

@@ -7,6 +7,7 @@ mod quality;
 mod released;
 mod resume;
 mod stepwise;
+mod without_order;
 
 use std::convert::Infallible;
 use std::ops::ControlFlow;

@@ -24,6 +24,7 @@ prop_compose! {
         Evolution {
             population, mutations, crossovers, parents, iterations, mutation_probability,
             minimum: 1.0, maximum_ratio, step, first_tokens, seed, operators: Operators::Paper,
+            monotone: true,
         }
     }
 }

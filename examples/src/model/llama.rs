@@ -5,10 +5,11 @@ use candle_core::{DType, Tensor};
 use candle_nn::ops::rms_norm;
 use longrope::scaling::{FactorSets, SetChoice};
 
-use super::attention::{rotary, rotary_attention};
+use super::attention::{AttentionKind, attended, rotary, rotated};
 use super::config::LlamaConfig;
 use super::ops::{add_norm, cross_entropy, gated_silu};
 use super::place::Place;
+use super::timing::{Part, Split, Timer};
 use super::weights::Weights;
 use crate::interrupt;
 
@@ -16,6 +17,7 @@ use crate::interrupt;
 pub struct Llama {
     config: LlamaConfig,
     place: Place,
+    attention: AttentionKind,
     embedding: Tensor,
     blocks: Vec<Block>,
     /// The norm before the first block; that before every other is the last one of the block before it.
@@ -91,7 +93,8 @@ impl Llama {
             true => embedding.clone(),
             false => load("lm_head.weight", &[config.vocab_size, hidden])?,
         };
-        Ok(Self { config, place: place.clone(), embedding, blocks, first_norm, output })
+        let attention = AttentionKind::default();
+        Ok(Self { config, place: place.clone(), attention, embedding, blocks, first_norm, output })
     }
 
     /// The model's shape.
@@ -104,11 +107,20 @@ impl Llama {
         &self.place
     }
 
+    /// The same model with this attention.
+    pub fn with_attention(self, attention: AttentionKind) -> Self {
+        Self { attention, ..self }
+    }
+
     /// The normalised hidden states `[tokens, hidden_size]` of a sequence that starts at position 0. On a GPU the work may
     /// still be under way.
     ///
     /// Fails with [`interrupt::Interrupted`] between two blocks once Ctrl-C was pressed.
     pub fn hidden(&self, tokens: &[u32], sets: &FactorSets, choice: SetChoice) -> Result<Tensor> {
+        self.forward(tokens, sets, choice, &Timer::off())
+    }
+
+    fn forward(&self, tokens: &[u32], sets: &FactorSets, choice: SetChoice, timer: &Timer) -> Result<Tensor> {
         let vocabulary = self.config.vocab_size;
         // A GPU would read past the embedding.
         let wrong = tokens.iter().find(|token| **token as usize >= vocabulary);
@@ -121,17 +133,28 @@ impl Llama {
         let epsilon = self.config.norm_epsilon as f32;
         let rotary = rotary(&self.config, sets, choice);
         let ids = Tensor::new(tokens, &self.place.device)?;
-        let mut x = self.embedding.index_select(&ids, 0)?;
-        let mut normed = rms_norm(&x, &self.first_norm, epsilon)?;
+        let product = |x: &Tensor, w: &Tensor| timer.time(Part::Products, || linear(x, w));
+        let sum =
+            |x: &Tensor, y: &Tensor, norm: &Tensor| timer.time(Part::Rest, || add_norm(x, y, norm, epsilon));
+        let (mut x, mut normed) = timer.time(Part::Rest, || {
+            let x = self.embedding.index_select(&ids, 0)?;
+            let normed = rms_norm(&x, &self.first_norm, epsilon)?;
+            Ok((x, normed))
+        })?;
         for block in &self.blocks {
             interrupt::check()?;
-            let attended =
-                rotary_attention(&self.config, &rotary, &linear(&normed, &block.query_key_value)?)?;
-            let attended = linear(&attended, &block.output)?;
-            (x, normed) = add_norm(&x, &attended, &block.feed_forward_norm, epsilon)?;
-            let inner = gated_silu(&linear(&normed, &block.gate_up)?)?;
-            let fed = linear(&inner, &block.down)?;
-            (x, normed) = add_norm(&x, &fed, &block.next_norm, epsilon)?;
+            // Blocks, so that what is not needed any more is freed.
+            let attended = {
+                let qkv = product(&normed, &block.query_key_value)?;
+                let qkv = timer.time(Part::Rotation, || rotated(&self.config, &rotary, &qkv))?;
+                timer.time(Part::Attention, || attended(self.attention, &qkv))?
+            };
+            (x, normed) = sum(&x, &product(&attended, &block.output)?, &block.feed_forward_norm)?;
+            let inner = {
+                let gate_up = product(&normed, &block.gate_up)?;
+                timer.time(Part::Rest, || gated_silu(&gate_up))?
+            };
+            (x, normed) = sum(&x, &product(&inner, &block.down)?, &block.next_norm)?;
         }
         Ok(normed)
     }
@@ -149,16 +172,46 @@ impl Llama {
 
     /// The negative log-likelihood of each token after the first, in nats: `tokens.len() - 1` values.
     pub fn losses(&self, tokens: &[u32], sets: &FactorSets, choice: SetChoice) -> Result<Vec<f64>> {
+        self.last_losses(tokens, tokens.len(), sets, choice)
+    }
+
+    /// As [`Llama::losses`], of the last `count` tokens alone, or of all after the first where there are fewer.
+    pub fn last_losses(
+        &self,
+        tokens: &[u32],
+        count: usize,
+        sets: &FactorSets,
+        choice: SetChoice,
+    ) -> Result<Vec<f64>> {
+        self.loss_pass(tokens, count, sets, choice, &Timer::off())
+    }
+
+    /// Where the time of [`Llama::losses`] goes.
+    pub fn split(&self, tokens: &[u32], sets: &FactorSets, choice: SetChoice) -> Result<Split> {
+        let timer = Timer::on(&self.place.device);
+        self.loss_pass(tokens, tokens.len(), sets, choice, &timer)?;
+        Ok(timer.split())
+    }
+
+    fn loss_pass(
+        &self,
+        tokens: &[u32],
+        count: usize,
+        sets: &FactorSets,
+        choice: SetChoice,
+        timer: &Timer,
+    ) -> Result<Vec<f64>> {
         ensure!(!tokens.is_empty(), "tokens: none are not valid; expected at least one");
-        let hidden = self.hidden(tokens, sets, choice)?;
+        let hidden = self.forward(tokens, sets, choice, timer)?;
         let targets = Tensor::new(&tokens[1..], &self.place.device)?;
-        let (count, at_a_time) = (tokens.len() - 1, Self::logit_rows(&self.place));
-        let pieces = (0..count)
+        let (end, at_a_time) = (tokens.len() - 1, Self::logit_rows(&self.place));
+        let pieces = (end - count.min(end)..end)
             .step_by(at_a_time)
             .map(|start| {
-                let rows = at_a_time.min(count - start);
-                let logits = linear(&hidden.narrow(0, start, rows)?, &self.output)?;
-                cross_entropy(&logits, &targets.narrow(0, start, rows)?)
+                let rows = at_a_time.min(end - start);
+                let logits =
+                    timer.time(Part::Products, || linear(&hidden.narrow(0, start, rows)?, &self.output))?;
+                timer.time(Part::Rest, || cross_entropy(&logits, &targets.narrow(0, start, rows)?))
             })
             .collect::<candle_core::Result<Vec<_>>>()?;
         // Read once, when all is under way: reading waits.

@@ -7,12 +7,16 @@ mod gguf;
 mod llama;
 pub mod ops;
 mod place;
+mod timing;
 mod tokenizer;
 mod weights;
 
+pub use attention::AttentionKind;
+pub(crate) use attention::COMPOSED_ROWS;
 pub use config::LlamaConfig;
 pub use llama::Llama;
 pub use place::{DeviceKind, Place, WeightType};
+pub use timing::{Part, Split};
 
 use std::path::Path;
 

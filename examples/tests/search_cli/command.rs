@@ -54,7 +54,7 @@ impl Flags {
     }
 
     /// Short windows, and few of them.
-    fn short() -> Self {
+    pub fn short() -> Self {
         let short = [("--length", "512"), ("--windows", "1"), ("--eval-windows", "1")];
         short.into_iter().fold(Self::default(), |flags, (name, value)| flags.with(name, value))
     }
@@ -142,7 +142,7 @@ impl Finished {
     pub fn history(&self) -> Vec<Row> {
         let mut lines = self.files["history.csv"].lines();
         let header: Vec<&str> = lines.next().unwrap().split(',').collect();
-        let first = ["evaluation", "iteration", "perplexity", "best", "windows", "model_tokens", "seconds"];
+        let first = ["evaluation", "iteration", "value", "best", "windows", "model_tokens", "seconds"];
         assert_eq!((&header[..7], &header[7..9]), (&first[..], &["n_hat", "attention_factor"][..]));
         assert!(header[9..].iter().enumerate().all(|(i, name)| *name == format!("lambda_{i}")), "{header:?}");
         let row = |(i, line): (usize, &str)| {

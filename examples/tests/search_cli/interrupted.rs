@@ -81,6 +81,48 @@ fn a_search_cut_short_twice_ends_as_an_unbroken_one() {
     assert!(next.starts_with(&format!("{}/44 evaluations", second + 1)), "{}", run.stderr);
 }
 
+/// Presses Ctrl-C so many milliseconds after the first evaluation was reported. Gives whether that came before the end.
+fn interrupted_within(flags: &Flags, dir: &Path, milliseconds: u64) -> bool {
+    let mut command = flags.command(dir);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    let mut stderr = String::new();
+    while !stderr.contains(" evaluations, best ") && lines.read_line(&mut stderr).unwrap() > 0 {}
+    std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+    if child.try_wait().unwrap().is_none() {
+        press(&child);
+    }
+    lines.read_to_string(&mut stderr).unwrap();
+    match child.wait().unwrap().code() {
+        Some(130) => true,
+        code => {
+            assert_eq!(code, Some(0), "{stderr}");
+            false
+        }
+    }
+}
+
+#[test]
+fn a_search_cut_short_at_ten_random_points_finds_the_same_factors() {
+    let flags = flags().with("--evaluations", "90").with("--eval-windows", "0");
+    let whole = flags.finish();
+    // How long one evaluation takes here, so that ten pieces fit into the search.
+    let pace = 1000.0 * whole.history().last().unwrap().seconds / 90.0;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut random, mut cuts) = (0x9e37_79b9_u64, Vec::new());
+    while cuts.len() < 10 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let wait = (random >> 33) as f64 / (1u64 << 31) as f64 * 5.0 * pace;
+        let flags = if cuts.is_empty() { flags.clone() } else { flags.clone().switch("--resume") };
+        assert!(interrupted_within(&flags, dir.path(), wait as u64), "it ended after {cuts:?}");
+        cuts.push(evaluations(dir.path()));
+    }
+    assert!(cuts.is_sorted() && cuts[9] < 90, "{cuts:?}");
+    let run = flags.switch("--resume").finish_in(dir.path());
+    assert_eq!(run.files["rope_scaling.json"], whole.files["rope_scaling.json"]);
+    assert_eq!(run.checkpoint(), whole.checkpoint());
+}
+
 #[test]
 fn every_optimiser_goes_on_with_all_it_searches() {
     let all = Flags::quick().with("--windows", "2").switch("--first-tokens");

@@ -6,6 +6,7 @@ mod flags;
 #[cfg(unix)]
 mod interrupted;
 mod output_errors;
+mod purposes;
 mod resume_errors;
 mod table;
 mod wrong_arguments;

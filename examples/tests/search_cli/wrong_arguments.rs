@@ -60,7 +60,7 @@ fn a_length_beyond_the_text_is_refused_with_both_lengths() {
 fn counts_out_of_range_are_refused() {
     for (flags, name, least) in [
         (Flags::quick(), "--windows", 1),
-        (Flags::quick(), "--eval-windows", 1),
+        (Flags::quick(), "--last", 1),
         (Flags::quick(), "--evaluations", 3),
         (Flags::paper(), "--population", 3),
         (Flags::paper(), "--offspring", 1),
@@ -81,11 +81,38 @@ fn flags_of_another_optimiser_are_refused() {
         assert_eq!(refused(name, "8"), format!("{name}: not valid with --optimiser cma-es; {paper}"));
     }
     let cma_es = "not valid with --optimiser paper; expected --optimiser cma-es";
-    assert_eq!(Flags::paper().with("--evaluations", "8").refused(), format!("--evaluations: {cma_es}"));
+    assert_eq!(
+        Flags::paper().with("--factors", "fixed").switch("--first-tokens").refused(),
+        format!("--factors fixed: {cma_es}")
+    );
     let error = Flags::paper().with("--attention-factor", "searched").refused();
     assert_eq!(error, format!("--attention-factor searched: {cma_es}"));
     let error = Flags::paper().with("--optimiser", "released").switch("--first-tokens").refused();
     assert!(error.starts_with("--first-tokens: not valid with --optimiser released;"), "{error}");
+    let error = Flags::paper().with("--optimiser", "released").with("--monotone", "off").refused();
+    assert!(error.starts_with("--monotone off: not valid with --optimiser released;"), "{error}");
+}
+
+#[test]
+fn flags_without_an_effect_are_refused() {
+    let fixed = Flags::short().with("--factors", "fixed").switch("--first-tokens");
+    assert_eq!(
+        fixed.with("--evaluations", "14").refused(),
+        "--evaluations: not valid with --factors fixed; expected --factors searched"
+    );
+    let passkey = || Flags::quick().with("--objective", "passkey");
+    let expected = "not valid with --objective passkey; expected --objective perplexity";
+    assert_eq!(passkey().with("--last", "64").refused(), format!("--last: {expected}"));
+    assert_eq!(passkey().with("--early-drop", "0.1").refused(), format!("--early-drop: {expected}"));
+    assert!(
+        passkey()
+            .with("--length", "257")
+            .refused()
+            .starts_with("a passkey prompt of 257 tokens is too short")
+    );
+    for ratio in ["0.9", "1001"] {
+        assert!(refused("--maximum-ratio", ratio).ends_with("is not valid; expected 1 to 1000"));
+    }
 }
 
 #[test]

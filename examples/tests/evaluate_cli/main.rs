@@ -1,6 +1,7 @@
 //! The program `evaluate`, on the bundled model: its tables against the library's own numbers, and what it refuses.
 
-#[path = "shared/paths.rs"]
+mod options;
+#[path = "../shared/paths.rs"]
 mod paths;
 
 use std::fs;
@@ -44,7 +45,7 @@ fn refused(arguments: &[&str]) -> String {
     stderr.trim().strip_prefix("error: ").unwrap_or_else(|| panic!("{stderr}")).to_owned()
 }
 
-const NAMES: [&str; 6] = ["none", "PI", "NTK-aware", "YaRN", "mine", "schedule"];
+const NAMES: [&str; 7] = ["none", "PI", "NTK-aware", "dynamic NTK", "YaRN", "mine", "schedule"];
 
 /// Factors for 512 tokens.
 fn mine() -> RopeConfig {
@@ -130,7 +131,7 @@ fn the_tables_have_every_method_and_length_and_say_what_was_measured() {
         ["Perplexity of tiny, on the CPU in f32, on moby-dick-eval (3 windows a length", "for 512 tokens"];
     assert!(said.iter().all(|part| RUN.stdout.contains(part)), "{}", RUN.stdout);
     assert!(RUN.stdout.contains("512 tokens: ") && !RUN.stdout.contains("dequantised"), "{}", RUN.stdout);
-    assert!(RUN.stderr.contains("36 evaluations on the CPU in f32"), "{}", RUN.stderr);
+    assert!(RUN.stderr.contains("42 evaluations on the CPU in f32"), "{}", RUN.stderr);
 }
 
 #[test]
