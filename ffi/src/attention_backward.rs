@@ -8,9 +8,9 @@ use longrope::ops::{self, Attention, AttentionBackward};
 use crate::abi::{AttentionBackwardDesc, AttentionBackwardTensors, AttentionDesc, Status, Tensor};
 use crate::arguments::{self, Field};
 use crate::attention::{attention, in_c};
-use crate::{cache, context};
 use crate::status::{Failure, guard};
 use crate::tensor::{optional, tensor};
+use crate::{cache, context};
 
 /// Whether a backward pass can be launched.
 ///

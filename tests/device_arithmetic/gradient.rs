@@ -1,6 +1,7 @@
 //! Rows of gradients that are staged, rotated and written (`gradient_rotation.cuh`), against the f64 reference.
 
-use longrope::reference::{Direction, FactorSets, Factors, Pairing, rotate_rows};
+use longrope::reference::rotary::rotate_rows;
+use longrope::reference::{Direction, FactorSets, Factors, Pairing};
 use longrope::scaling::phase_step;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -33,8 +34,8 @@ fn case() -> impl Strategy<Value = Case> {
     let position = prop_oneof![-40i64..40, 0..1i64 << 21, -(1i64 << 40)..1 << 40];
     let first_tokens = prop_oneof![2 => Just(0i64), 2 => 1i64..60, 1 => Just(i64::MAX)];
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    (0usize..4, 0.0..1.0f64, 0.0..1.0f64, flags, position, first_tokens, any::<u64>())
-        .prop_flat_map(|(form, dims, pairs, (interleaved, long, accumulate), position, first_tokens, seed)| {
+    (0usize..4, 0.0..1.0f64, 0.0..1.0f64, flags, position, first_tokens, any::<u64>()).prop_flat_map(
+        |(form, dims, pairs, (interleaved, long, accumulate), position, first_tokens, seed)| {
             let (padded, rows) = host::staged_form(form);
             let head_dim = 8 * (1 + (dims * (padded / 8) as f64) as usize).min(padded / 8);
             // All of a head, a multiple of eight, or any number.
@@ -63,7 +64,8 @@ fn case() -> impl Strategy<Value = Case> {
                     seed,
                 },
             )
-        })
+        },
+    )
 }
 
 pub fn staged_rows_are_written_times_the_transpose_of_the_rotation_of_their_positions() {

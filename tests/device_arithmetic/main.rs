@@ -404,5 +404,6 @@ fn main() {
         })
         .with_ignored_flag(ignored)
     };
-    libtest_mimic::run(&Arguments::from_args(), tests.into_iter().chain([of_gradients]).map(trial).collect()).exit();
+    libtest_mimic::run(&Arguments::from_args(), tests.into_iter().chain([of_gradients]).map(trial).collect())
+        .exit();
 }

@@ -5,9 +5,7 @@ use std::f64::consts::TAU;
 use longrope::reference::{self, FactorSets, Factors, Gradients};
 use proptest::prelude::*;
 
-use crate::abi::{
-    AttentionBackwardDesc, AttentionBackwardTensors, CacheRotaryDesc, Choices, Dtype, Status,
-};
+use crate::abi::{AttentionBackwardDesc, AttentionBackwardTensors, CacheRotaryDesc, Choices, Dtype, Status};
 use crate::api::{self, NONE, Sets, api, frequencies, message, status};
 use crate::attention_errors::SOMEWHERE;
 use crate::attention_options::{rotary, sets};

@@ -12,5 +12,14 @@ mod rotation;
 
 /// Every test of the family.
 pub fn tests() -> Vec<crate::Test> {
-    [gradients::TESTS, rotation::TESTS, compose::TESTS, contract::TESTS, reach::TESTS, many::TESTS, long::TESTS].concat()
+    [
+        gradients::TESTS,
+        rotation::TESTS,
+        compose::TESTS,
+        contract::TESTS,
+        reach::TESTS,
+        many::TESTS,
+        long::TESTS,
+    ]
+    .concat()
 }

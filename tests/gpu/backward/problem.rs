@@ -249,8 +249,7 @@ impl Problem {
             let before = self.before(i, shapes[i]);
             Buffer::new(gpu, self.out_dtype, self.orders[i], shapes[i], self.shift, before.as_deref())
         });
-        let turned =
-            self.turned.as_ref().map(|turned| (turned, turned.sets(), gpu.upload(&turned.numbers)));
+        let turned = self.turned.as_ref().map(|turned| (turned, turned.sets(), gpu.upload(&turned.numbers)));
         let backward = AttentionBackward {
             attention: self.attention,
             sequences: match &self.packing {
@@ -298,7 +297,8 @@ impl Problem {
             | if (0..self.lengths.len()).any(|i| set_less(i) && has_rows(i)) { BAD_CHOICE } else { 0 };
         prop_assert_eq!(found.status, expected, "status");
         let shapes = [self.query_shape(self.head_dim), self.key_shape(), self.key_shape()];
-        let good: Vec<usize> = (0..self.lengths.len()).filter(|&i| !bad.contains(&i) && !set_less(i)).collect();
+        let good: Vec<usize> =
+            (0..self.lengths.len()).filter(|&i| !bad.contains(&i) && !set_less(i)).collect();
         for which in 0..3 {
             let (name, bits) = (NAMES[which], &found.gradients[which]);
             let width = shapes[which][2] * shapes[which][3];

@@ -61,8 +61,7 @@ impl Turned {
 
     fn factors(&self, position: i64, long: bool) -> Factors<'_> {
         let first_tokens = self.rotation.first_tokens as i64;
-        let set =
-            if first_tokens > 0 && position < first_tokens { 0 } else { 1 + usize::from(long) };
+        let set = if first_tokens > 0 && position < first_tokens { 0 } else { 1 + usize::from(long) };
         Factors { frequencies: &self.rotation.frequencies[set], gain: self.rotation.gains[set] }
     }
 
@@ -114,7 +113,10 @@ fn step_error(position: i64) -> f64 {
 
 /// A problem whose queries and keys were rotated: by all of a head, by a multiple of eight pairs, by any number; near zero or far
 /// from it. `numbers`: of sets.
-fn turned(problem: impl Strategy<Value = Problem>, numbers: &'static [i32]) -> impl Strategy<Value = Problem> {
+fn turned(
+    problem: impl Strategy<Value = Problem>,
+    numbers: &'static [i32],
+) -> impl Strategy<Value = Problem> {
     let by = prop_oneof![
         1 => select(vec![By::All(SetChoice::Short), By::All(SetChoice::Long)]),
         1 => Just(By::Length),
@@ -154,8 +156,11 @@ fn bad_choices(gpu: &Gpu) {
         }
     };
     let problem = || {
-        prop_oneof![turned(dense_problem(), &[-1, 0, 1, 2]), turned(packed_problem(), &[i32::MIN, 0, 1, i32::MAX])]
-            .prop_map(move |mut problem| (by_number(&mut problem), problem).1)
+        prop_oneof![
+            turned(dense_problem(), &[-1, 0, 1, 2]),
+            turned(packed_problem(), &[i32::MIN, 0, 1, i32::MAX])
+        ]
+        .prop_map(move |mut problem| (by_number(&mut problem), problem).1)
     };
     check_cases(gpu, problem, |problem| problem.run(gpu));
 }
@@ -180,10 +185,9 @@ fn by_the_rotary_kernel(gpu: &Gpu) {
         let (numbers, lengths) = (gpu.upload(&turned.numbers), gpu.upload(&lengths));
         let none = vec![0; problem.lengths.len()];
         let shapes = [problem.query_shape(problem.head_dim), problem.key_shape()];
-        for (which, offset, more) in [
-            (0, problem.attention.query_offset, &offsets),
-            (1, problem.attention.key_offset, &none),
-        ] {
+        for (which, offset, more) in
+            [(0, problem.attention.query_offset, &offsets), (1, problem.attention.key_offset, &none)]
+        {
             let positions: Vec<i64> = more.iter().map(|more| offset + more).collect();
             let positions = gpu.upload(&positions);
             let rotary = Rotary {
@@ -214,7 +218,12 @@ fn by_the_rotary_kernel(gpu: &Gpu) {
                 let size = turned.rotation.size(&row, i % dim);
                 let bound = (TURNED + ONE_ROTATION) * gain * size + 2f64.powi(-126);
                 let error = (of(found) - of(wanted)).abs();
-                prop_assert!(error <= bound, "{which}: [{i}] {} against {}, allowed {bound:e}", of(found), of(wanted));
+                prop_assert!(
+                    error <= bound,
+                    "{which}: [{i}] {} against {}, allowed {bound:e}",
+                    of(found),
+                    of(wanted)
+                );
             }
         }
         Ok(())
