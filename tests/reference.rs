@@ -339,22 +339,29 @@ proptest! {
         case in cases(true), f in frequencies(6), pairs in 0..6usize, pairing in pairing(), gain in 0.7..1.3f64, far in POSITIONS,
     ) {
         let factors = Factors { frequencies: &f[..pairs.min(case.problem.head_dim / 2)], gain };
-        let turn = |x: &[f64], heads, length: usize, offset, direction| {
-            let positions: Vec<i64> = (far + offset..).take(length).collect();
-            rotate_rows(x, heads, &positions, |_| factors, pairing, direction).unwrap()
+        // Tokens of even positions turn the other way.
+        let choose = |position: i64| if position % 2 == 0 { Factors { gain: -gain, ..factors } } else { factors };
+        let p = Problem {
+            query_offset: case.problem.query_offset + far,
+            key_offset: case.problem.key_offset + far,
+            ..case.problem
         };
-        let p = case.problem;
-        let turn_q = |q: &[f64], direction| turn(q, p.query_heads, p.query_length, p.query_offset, direction);
-        let turn_k = |k: &[f64], direction| turn(k, p.key_heads, p.key_length, p.key_offset, direction);
+        let turn = |x: &[f64], heads, length: usize, offset| {
+            let positions: Vec<i64> = (offset..).take(length).collect();
+            rotate_rows(x, heads, &positions, choose, pairing, Direction::Forward).unwrap()
+        };
         let turned = |case: &Case| Case {
-            q: turn_q(&case.q, Direction::Forward),
-            k: turn_k(&case.k, Direction::Forward),
+            q: turn(&case.q, p.query_heads, p.query_length, p.query_offset),
+            k: turn(&case.k, p.key_heads, p.key_length, p.key_offset),
             ..case.clone()
         };
-        let gradients = turned(&case).backward();
+        let rotated = turned(&case).backward();
+        let dv = rotated.dv.clone();
+        let gradients = rotated.before_rotation(&p, choose, pairing).unwrap();
         let loss = |case: &Case| turned(case).loss();
-        assert_near(&turn_q(&gradients.dq, Direction::Backward), &differences(&case, |case| &mut case.q, loss), 2e-8)?;
-        assert_near(&turn_k(&gradients.dk, Direction::Backward), &differences(&case, |case| &mut case.k, loss), 2e-8)?;
+        assert_near(&gradients.dq, &differences(&case, |case| &mut case.q, loss), 2e-8)?;
+        assert_near(&gradients.dk, &differences(&case, |case| &mut case.k, loss), 2e-8)?;
+        prop_assert_eq!(gradients.dv, dv);
     }
 
     #[test]

@@ -96,6 +96,7 @@ class AttentionBackwardDesc(c.Structure):
         ("status", c.c_void_p),
         ("accumulate", c.c_int32),
         ("reserved", c.c_int32),
+        ("rotary", c.c_void_p),
     ]
 
 

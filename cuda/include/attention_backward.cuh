@@ -16,9 +16,13 @@
 //   dS  may be of any size, by that of dO. Each row of a tile is times a power of two that brings its largest to 2^14 or above
 //       and below 2^15. What it is taken back by goes into the FMA that adds the tile's sum.
 // What is lost of an element of dS is then below 2^-39 of the largest in its row of the tile, or the rounding of its 11 bits.
+//
+// Where queries and keys were rotated, dQ and dK go through the transpose of it before they are written (gradient_rotation.cuh).
 #pragma once
 
 #include "attention_block.cuh"
+#include "cache_rotation.cuh"
+#include "gradient_rotation.cuh"
 #include "mma.cuh"
 #include "params_backward.h"
 #include "softmax.cuh"
@@ -164,29 +168,56 @@ __device__ __forceinline__ void round_gradients(uint32_t (&words)[kM][kN / 2][4]
     }
 }
 
+// The set by which the queries and keys of a sequence were rotated: it is as long as its last query says. `block`: of the sequence.
+__device__ __forceinline__ int gradient_set(const longrope_attention_backward_params &b, const AttentionBlock &block, int64_t sequence) {
+    if (!b.rotates) return kShort;
+    return cached_set(b.rotary, block.position - block.first_query + block.query_length, sequence);
+}
+
+// The position of a key.
+__device__ __forceinline__ int64_t key_position(const longrope_attention_params &p, int64_t key) {
+    return static_cast<int64_t>(static_cast<uint64_t>(p.key_offset) + static_cast<uint64_t>(key));
+}
+
 // A gradient in memory: where its rows lie, and how they are written.
 struct GradientOut {
     void *first;  // of the tensor
     int64_t offset, row_stride, dim_stride;
     bool is_f32, accumulate;
 
+    // From the element at `offset` on, dimensions side by side.
+    __device__ __forceinline__ GradientOut(void *first, int64_t offset, int64_t row_stride, bool is_f32, bool accumulate)
+        : first(first), offset(offset), row_stride(row_stride), dim_stride(1), is_f32(is_f32), accumulate(accumulate) {}
+
     __device__ __forceinline__ GradientOut(void *first, const int64_t (&stride)[4], int64_t batch, int64_t row, int head, bool is_f32,
                                            bool accumulate)
         : first(first), offset(batch * stride[0] + row * stride[1] + head * stride[2]), row_stride(stride[1]),
           dim_stride(stride[3]), is_f32(is_f32), accumulate(accumulate) {}
 
-    // Two neighbouring dimensions of a row, times a factor.
+    __device__ __forceinline__ int64_t element(int64_t row, int dim) const { return offset + row * row_stride + dim * dim_stride; }
+
+    // Of two neighbouring dimensions of a row, adds what is there, if it is added to.
+    template <bool kVector>
+    __device__ __forceinline__ void add_before(int64_t at, float &x, float &y) const {
+        if (!accumulate) return;
+        const float *const from = static_cast<const float *>(first) + at;
+        if constexpr (kVector) {
+            const float2 before = *reinterpret_cast<const float2 *>(from);
+            x += before.x, y += before.y;
+        } else {
+            x += from[0], y += from[dim_stride];
+        }
+    }
+    // Writes them.
     template <class T, bool kVector>
-    __device__ __forceinline__ void store(int64_t row, int dim, float x, float y) const {
-        const int64_t at = offset + row * row_stride + dim * dim_stride;
+    __device__ __forceinline__ void write(int64_t at, float x, float y) const {
         if (is_f32) {
             float *const to = static_cast<float *>(first) + at;
             if constexpr (kVector) {
-                const float2 before = accumulate ? *reinterpret_cast<const float2 *>(to) : make_float2(0.0f, 0.0f);
-                *reinterpret_cast<float2 *>(to) = make_float2(before.x + x, before.y + y);
+                *reinterpret_cast<float2 *>(to) = make_float2(x, y);
             } else {
-                to[0] = accumulate ? to[0] + x : x;
-                to[dim_stride] = accumulate ? to[dim_stride] + y : y;
+                to[0] = x;
+                to[dim_stride] = y;
             }
         } else {
             T *const to = static_cast<T *>(first) + at;

@@ -19,6 +19,7 @@
 //   K, V     kKeys * D * 2 each
 //   Q, dO    kStages * kQueries * D * 2 each
 //   P, dS    kKeys * kQueries * 2 each
+//   dV, dK   kKeys * (D + 8) * 4, one after the other in place of all these, to be rotated and written by rows
 #pragma once
 
 #include "attention_backward.cuh"
@@ -39,6 +40,8 @@ struct KeyGradientShape {
     static constexpr int kTileBytes = kQueries * kDim * 2;
     static constexpr int kWordBytes = kKeys * kQueries * 2;
     static constexpr int kSharedBytes = 2 * kKeyBytes + 2 * kStages * kTileBytes + 2 * kWordBytes;
+    using Staged = StagedGradient<kDim, kKeys, kBackwardThreads>;
+    static_assert(Staged::kBytes <= kSharedBytes);
     // What is declared beside it has 2 KiB.
     static_assert(kSharedBytes <= 97 * 1024, "more than GPUs of compute capability 8.6 and 8.9 have");
     static_assert(kQueries % 32 == 0 && kQueries <= kBackwardThreads, "warps of a pair take whole operands; a thread reads a row's");
@@ -48,6 +51,7 @@ struct KeyGradientShape {
 template <class Shape>
 struct KeyGradientShared {
     AttentionBlock block;                                                   // its head is the key head
+    int set;                                                                // of the sequence's keys, by which they were rotated
     float lse[Shape::kStages][Shape::kQueries], delta[Shape::kStages][Shape::kQueries];
     float back[2][Shape::kKeys];  // of the rows of dS^T of each warp of a pair (attention_backward.cuh)
     // The tile of keys at hand: its first key, and the tiles of queries that see one of its keys, from the last on backwards.
@@ -212,22 +216,17 @@ struct KeyGradientWarp {
         }
     }
 
-    // Writes the gradients of keys from `first_key` on, of `rows` that exist.
-    template <bool kVector>
-    static __device__ __forceinline__ void store(const float (&x)[kM][kDim / 16][4], const GradientOut &out, float factor,
-                                                 int64_t first_key, int64_t rows, int head_dim) {
+    // Puts the gradients into shared memory, times a factor.
+    static __device__ __forceinline__ void stage(const float (&x)[kM][kDim / 16][4], const typename Shape::Staged &staged, float factor) {
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
 #pragma unroll
-            for (int row_half = 0; row_half < 2; ++row_half) {
-                const int row = pair() * 16 * kM + 16 * m + 8 * row_half + lane() / 4;
-                if (row >= rows) continue;
+            for (int n = 0; n < kDim / 16; ++n) {
+                const int dim = 32 * (n / 2) + 16 * half() + n % 2 * 8 + lane() % 4 * 2;
 #pragma unroll
-                for (int n = 0; n < kDim / 16; ++n) {
-                    const int block = 32 * (n / 2) + 16 * half() + n % 2 * 8;
-                    if (block >= head_dim) break;
-                    out.template store<T, kVector>(first_key + row, block + lane() % 4 * 2, x[m][n][2 * row_half] * factor,
-                                                   x[m][n][2 * row_half + 1] * factor);
+                for (int row_half = 0; row_half < 2; ++row_half) {
+                    staged.put(pair() * 16 * kM + 16 * m + 8 * row_half + lane() / 4, dim, x[m][n][2 * row_half] * factor,
+                               x[m][n][2 * row_half + 1] * factor);
                 }
             }
         }
@@ -255,6 +254,7 @@ __device__ __forceinline__ void gradients_of_keys(const longrope_attention_backw
         block.head = static_cast<int>(blockIdx.x / blocks % heads);
         block.first_query = 0;
         block.read_sequence(p, blockIdx.x / blocks / heads);
+        shared.set = gradient_set(b, block, blockIdx.x / blocks / heads);
     }
     __syncthreads();
     if (block.is_bad) {
@@ -285,7 +285,13 @@ __device__ __forceinline__ void gradients_of_keys(const longrope_attention_backw
         async_copy_commit();
     };
 
-    if (threadIdx.x == 0) shared.take(static_cast<int64_t>(blockIdx.x % blocks) * kKeys);
+    const int64_t block_key = static_cast<int64_t>(blockIdx.x % blocks) * kKeys;
+    if (block_key >= block.key_length) return;
+    if (shared.set == kBadSet) {
+        if (p.status && threadIdx.x == 0) atomicOr(p.status, LONGROPE_DEVICE_BAD_CHOICE);
+        return;
+    }
+    if (threadIdx.x == 0) shared.take(block_key);
     __syncthreads();
 #pragma unroll 1
     while (shared.first_key < block.key_length) {
@@ -314,14 +320,24 @@ __device__ __forceinline__ void gradients_of_keys(const longrope_attention_backw
                 begin(step + 1, 0);
             }
         }
+        // By rows, in place of the tiles.
+        const auto write = [&](const auto &gradient, const GradientOut &out, float factor, bool rotates) {
+            const typename Shape::Staged staged{reinterpret_cast<float *>(shared_bytes)};
+            __syncthreads();  // nobody reads what lies there
+            warp.stage(gradient, staged, factor);
+            __syncthreads();
+            if (rotates) {
+                staged.transpose(b.rotary, shared.set, key_position(p, shared.first_key), threadIdx.x);
+                __syncthreads();
+            }
+            staged.template store<T, kVector>(out, shared.first_key, block.key_length - shared.first_key, p.head_dim, threadIdx.x);
+        };
         const float bias = exp2f(-kWeightBias<T>);
-        const int64_t first_key = shared.first_key, rows = block.key_length - first_key;
-        const GradientOut dk(b.dk, b.dk_stride, block.batch, block.key_start, block.head, b.dk_is_f32, b.accumulate);
-        warp.template store<kVector>(warp.dk, dk, b.scale * bias, first_key, rows, p.head_dim);
-        const GradientOut dv(b.dv, b.dv_stride, block.batch, block.key_start, block.head, b.dv_is_f32, b.accumulate);
-        warp.template store<kVector>(warp.dv, dv, bias, first_key, rows, p.head_dim);
-        __syncthreads();  // nobody reads the tiles of these keys, or which they are
-        if (threadIdx.x == 0) shared.take(first_key + static_cast<int64_t>(blocks) * kKeys);
+        write(warp.dv, GradientOut(b.dv, b.dv_stride, block.batch, block.key_start, block.head, b.dv_is_f32, b.accumulate), bias, false);
+        write(warp.dk, GradientOut(b.dk, b.dk_stride, block.batch, block.key_start, block.head, b.dk_is_f32, b.accumulate),
+              b.scale * bias, b.rotates);
+        __syncthreads();  // nobody reads what lies in place of the tiles, or which keys these are
+        if (threadIdx.x == 0) shared.take(shared.first_key + static_cast<int64_t>(blocks) * kKeys);
         __syncthreads();
     }
 }

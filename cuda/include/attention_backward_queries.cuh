@@ -9,6 +9,7 @@
 // Shared memory, in bytes, with D the head dimension padded to 64, 96, 128 or 256 (kDim):
 //   Q, dO   kRows * D * 2 each
 //   K, V    kStages * kKeys * D * 2 each
+//   dQ      kRows * (D + 8) * 4, in place of all these, to be rotated and written by rows
 #pragma once
 
 #include "attention_backward.cuh"
@@ -28,6 +29,8 @@ struct QueryGradientShape {
     static constexpr int kRowBytes = kRows * kDim * 2;
     static constexpr int kTileBytes = kKeys * kDim * 2;
     static constexpr int kSharedBytes = 2 * kRowBytes + 2 * kStages * kTileBytes;
+    using Staged = StagedGradient<kDim, kRows, kBackwardThreads>;
+    static_assert(Staged::kBytes <= kSharedBytes);
     // What is declared beside it has 2 KiB.
     static_assert(kSharedBytes <= 97 * 1024, "more than GPUs of compute capability 8.6 and 8.9 have");
     static_assert(kRows <= kBackwardThreads, "a thread reads the log-sum-exp of a row");
@@ -103,10 +106,14 @@ __device__ __forceinline__ void gradients_of_queries(const longrope_attention_ba
     char *const values = keys + kStages * Shape::kTileBytes;
     // In shared memory, since what is needed now and then must not hold a register through the loop.
     __shared__ AttentionBlock block;
+    __shared__ int set;
     __shared__ float exponent[Shape::kRows], delta[Shape::kRows];
-    const int thread = threadIdx.x, lane = thread % 32, first_row = thread / 32 * 16 * kM;
+    const int thread = threadIdx.x;
 
-    if (thread == 0) block = AttentionBlock(p, Shape::kRows, blockIdx.x);
+    if (thread == 0) {
+        const int64_t sequence = block.place_at(p, Shape::kRows, blockIdx.x);
+        set = gradient_set(b, block, sequence);
+    }
     __syncthreads();
     if (block.head >= p.query_heads) return;  // the last section may be short
     if (block.is_bad) {
@@ -114,6 +121,10 @@ __device__ __forceinline__ void gradients_of_queries(const longrope_attention_ba
         return;
     }
     if (block.first_query >= block.query_length) return;
+    if (set == kBadSet) {
+        if (p.status && thread == 0) atomicOr(p.status, LONGROPE_DEVICE_BAD_CHOICE);
+        return;
+    }
 
     const int64_t rows = block.query_length - block.first_query;  // that exist, or more
     const int64_t last_row = min(static_cast<int64_t>(Shape::kRows), rows) - 1;
@@ -183,21 +194,29 @@ __device__ __forceinline__ void gradients_of_queries(const longrope_attention_ba
         }
     }
 
-    const GradientOut out(b.dq, b.dq_stride, block.batch, block.query_start, block.head, b.dq_is_f32, b.accumulate);
+    // By rows, in place of the tiles.
+    const typename Shape::Staged staged{reinterpret_cast<float *>(shared_bytes)};
     const float factor = b.scale * exp2f(-kWeightBias<T>);
+    __syncthreads();  // nobody reads these
+    const int now = threadIdx.x;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int64_t query = block.first_query + first_row + 16 * m + 8 * half + lane / 4;
-            if (query >= block.query_length) continue;
+            const int row = now / 32 * 16 * kM + 16 * m + 8 * half + now % 32 / 4;
 #pragma unroll
             for (int n = 0; n < kDim / 8; ++n) {
-                if (8 * n >= p.head_dim) break;
-                out.store<T, kVector>(query, 8 * n + lane % 4 * 2, dq[m][n][2 * half] * factor, dq[m][n][2 * half + 1] * factor);
+                staged.put(row, 8 * n + now % 4 * 2, dq[m][n][2 * half] * factor, dq[m][n][2 * half + 1] * factor);
             }
         }
     }
+    __syncthreads();
+    if (b.rotates) {
+        staged.transpose(b.rotary, set, block.position, now);
+        __syncthreads();
+    }
+    const GradientOut out(b.dq, b.dq_stride, block.batch, block.query_start, block.head, b.dq_is_f32, b.accumulate);
+    staged.template store<T, kVector>(out, block.first_query, block.query_length - block.first_query, p.head_dim, now);
 }
 
 }  // namespace longrope

@@ -23,7 +23,8 @@
 // own in device memory, where they are rounded, and starts from zero.
 //
 // Shared memory, in bytes, D the padded head dimension: A and A', 64 kConsumers D 2 each; B and B', kStages kColumns D 2 each. Tiles
-// are parts of 64 dimensions, each of rows of 128 bytes (wgmma.cuh).
+// are parts of 64 dimensions, each of rows of 128 bytes (wgmma.cuh). Behind them, where gradients are rotated, 8 (D + 8) 4 for each
+// warp that computes.
 #pragma once
 
 #include "attention_backward_sm90_consumer.cuh"
@@ -60,6 +61,12 @@ struct GradientShared {
     __device__ __forceinline__ uint32_t row_tile(int which) const { return tiles + which * Shape::kRowBytes; }
     __device__ __forceinline__ uint32_t column_tile(int which, int slot) const {
         return tiles + 2 * Shape::kRowBytes + (which * kStages + slot) * Shape::kTileBytes;
+    }
+
+    // Where a warp that computes stages gradients; there only where they are rotated.
+    __device__ __forceinline__ typename Shape::Staged staged(int warp) const {
+        const uint32_t at = tiles + Shape::kSharedBytes - 1024 + warp * Shape::Staged::kBytes;
+        return {static_cast<float *>(__cvta_shared_to_generic(at))};
     }
 
     __device__ __forceinline__ uint32_t barrier(int number) const { return barriers + 8 * number; }
@@ -211,7 +218,7 @@ __device__ __forceinline__ void sum_gradients(const longrope_attention_backward_
         } else {
             release(shared.rows_empty());
         }
-        mine.store_all(b, item);
+        mine.store_all(b, item, shared.staged(thread_again() / 32 - 4));
         release(shared.item_empty(turn.slot()));
     }
 }

@@ -245,13 +245,41 @@ struct GradientConsumer {
         }
     }
 
-    __device__ __forceinline__ void store_all(const longrope_attention_backward_params &b, const GradientItem &item) {
+    // Writes them after the transpose of their rotation, eight rows at a time. `staged`: of this warp.
+    static __device__ __forceinline__ void store_rotated(const Sum &sum, const GradientOut &out,
+                                                         const longrope_attention_backward_params &b, float factor,
+                                                         const GradientItem &item, const typename Shape::Staged &staged) {
+#pragma unroll 1
+        for (int half = 0; half < 2; ++half) {
+            const int first = thread() / 32 * 16 + 8 * half;
+            __syncwarp();
+#pragma unroll
+            for (int n = 0; n < kDim / 8; ++n) {
+                staged.put(lane() / 4, 8 * n + lane() % 4 * 2, (half ? sum[4 * n + 2] : sum[4 * n]) * factor,
+                           (half ? sum[4 * n + 3] : sum[4 * n + 1]) * factor);
+            }
+            __syncwarp();
+            staged.transpose(b.rotary, item.set, item.position + first, lane());
+            __syncwarp();
+            staged.template store<T, true>(out, first, item.rows - first, b.attention.head_dim, lane());
+        }
+    }
+
+    // Writes all gradients of an item. `staged`: of this warp, for those that are rotated.
+    __device__ __forceinline__ void store_all(const longrope_attention_backward_params &b, const GradientItem &item,
+                                              const typename Shape::Staged &staged) {
         const float bias = exp2f(-kWeightBias<T>);
         if constexpr (kOfKeys) {
-            store(of_logits, b.dk, item.out_at[0], b.dk_stride[1], b.dk_is_f32, b, b.scale * bias, item.rows);
             store(of_weights, b.dv, item.out_at[1], b.dv_stride[1], b.dv_is_f32, b, bias, item.rows);
+        }
+        void *const out = kOfKeys ? b.dk : b.dq;
+        const int64_t row_stride = kOfKeys ? b.dk_stride[1] : b.dq_stride[1];
+        const bool is_f32 = kOfKeys ? b.dk_is_f32 : b.dq_is_f32;
+        if (b.rotates) {
+            const GradientOut to(out, item.out_at[0], row_stride, is_f32, b.accumulate);
+            store_rotated(of_logits, to, b, b.scale * bias, item, staged);
         } else {
-            store(of_logits, b.dq, item.out_at[0], b.dq_stride[1], b.dq_is_f32, b, b.scale * bias, item.rows);
+            store(of_logits, out, item.out_at[0], row_stride, is_f32, b, b.scale * bias, item.rows);
         }
     }
 };

@@ -24,6 +24,9 @@ struct GradientShape {
     static constexpr int kRowBytes = kRows * kDim * 2, kTileBytes = kColumns * kDim * 2;
     // 1 KiB for the alignment of tiles.
     static constexpr int kSharedBytes = 1024 + 2 * kRowBytes + 2 * kStages * kTileBytes;
+    // Behind them, where gradients are rotated: for each warp that computes.
+    using Staged = StagedGradient<kDim, kTurnedRows, 32>;
+    static constexpr int kRotatingBytes = kSharedBytes + 4 * kConsumers * Staged::kBytes;
     // About 4,096 columns: the products cut off less than 4e-5 of the sum in as many.
     static constexpr int kFoldTiles = 4096 / kColumns;
     // Registers a thread, of 64 Ki for a block.
@@ -31,7 +34,7 @@ struct GradientShape {
     static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 240;
     static_assert(kFoldTiles > 1, "the first tile is never followed by a fold");
     // What is declared beside it has 3 KiB.
-    static_assert(kSharedBytes <= 224 * 1024, "more than a multiprocessor gives");
+    static_assert(kRotatingBytes <= 224 * 1024, "more than a multiprocessor gives");
     static_assert(kColumns % 16 == 0, "columns are the summed dimension of products");
 };
 
@@ -39,6 +42,8 @@ struct GradientShape {
 struct GradientItem {
     int64_t out_at[2];           // elements to the first row of each gradient
     int64_t lse_at, delta_at;    // elements to those of the item's first query, or of query 0 of the sequence and first head
+    int64_t position;            // of the first row; found, as the set, where gradients are rotated
+    int set;                     // of factors, by its number
     int batch;                   // of all tensors
     int row_head, column_head;   // of the latter, the first
     int first_row, first_column; // rows of the tensors: of the first row, and of column 0 of the sequence
@@ -107,6 +112,7 @@ __device__ __forceinline__ void fill_item(const longrope_attention_backward_para
 // Lies in shared memory, for want of registers.
 struct ItemFinder {
     AttentionBlock block;
+    int set;          // of the sequence's factors, by its number
     int64_t key;      // the first of the next tile of keys of the number
     uint32_t number;  // to be taken next
     bool is_taken;    // whether the number before may have more items
@@ -122,22 +128,37 @@ struct ItemFinder {
             block.head = static_cast<int>(taken % heads);
             block.first_query = 0;
             block.read_sequence(p, taken / heads);
+            taken /= heads;
         } else {
-            block.place_at(p, Shape::kRows, taken);
+            taken = static_cast<uint32_t>(block.place_at(p, Shape::kRows, taken));
             if (block.head >= p.query_heads) return false;  // the last section may be short
         }
-        if (block.is_bad && p.status) atomicOr(p.status, LONGROPE_DEVICE_BAD_SEQUENCE);
-        return !block.is_bad;
+        uint32_t bad = block.is_bad ? LONGROPE_DEVICE_BAD_SEQUENCE : 0;
+        if (!bad && rows_left<Shape>() > 0) {
+            set = gradient_set(h.backward, block, taken);
+            if (set == kBadSet) bad = LONGROPE_DEVICE_BAD_CHOICE;
+        }
+        if (bad && p.status) atomicOr(p.status, bad);
+        return !bad;
+    }
+
+    // Rows of the number that no item has had.
+    template <class Shape>
+    __device__ __forceinline__ int64_t rows_left() const {
+        return Shape::kOfKeys ? block.key_length - key : block.query_length - block.first_query;
     }
 
     // Writes the next item of the number that was taken, if there is one.
     template <class Shape>
     __device__ __forceinline__ bool next(const longrope_attention_backward_params &b, GradientItem &item) {
         const int64_t first = Shape::kOfKeys ? key : block.first_query;
-        const int64_t rows = (Shape::kOfKeys ? block.key_length : block.query_length) - first;
+        const int64_t rows = rows_left<Shape>();
         if (rows <= 0) return false;
         item.rows = static_cast<int>(min(static_cast<int64_t>(Shape::kRows), rows));
         item.first_row = static_cast<int>((Shape::kOfKeys ? block.key_start : block.query_start) + first);
+        one_by_one();
+        item.position = Shape::kOfKeys ? key_position(b.attention, first) : block.position;
+        item.set = set;
         one_by_one();
         if (Shape::kOfKeys) {
             // Query c sees key r if limits.first <= r - c < limits.end.

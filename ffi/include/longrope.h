@@ -517,7 +517,11 @@ LONGROPE_API longrope_status longrope_attention_delta_cpu(const longrope_tensor 
  * each part gives its own dk and dv, and dq is the sum of what the parts give.
  *
  * A row whose log-sum-exp is minus infinity saw no key, and adds nothing. All rows of a sequence are written; those of
- * a bad sequence, and of none, are not. Every sum has one order: the same inputs give the same bits. */
+ * a bad sequence, and of none, are not. Every sum has one order: the same inputs give the same bits.
+ *
+ * Where queries and keys were rotated, `rotary` says how, and dq and dk are the gradients of what they were before: each
+ * row times gain R^T of its global position, which is what gradients that lie there are added to. An angle is within 3e-6
+ * of the exact one. Values are rotated by nothing. */
 typedef struct longrope_attention_backward_desc {
     uint32_t struct_size;
     int32_t causal;               /* this and what follows: as in longrope_attention_desc */
@@ -533,13 +537,20 @@ typedef struct longrope_attention_backward_desc {
     const void *key_starts;
     int64_t max_query_length;
     const int64_t *query_offsets;
-    uint32_t *status;             /* a word in which LONGROPE_BAD_SEQUENCE is set, never cleared; NULL: none */
+    uint32_t *status;             /* a word in which LONGROPE_BAD_SEQUENCE and LONGROPE_BAD_CHOICE are set, never
+                                   * cleared; NULL: none */
     int32_t accumulate;           /* 1: gradients are added to what lies there, and are F32. 0: they are written */
     int32_t reserved;             /* 0 */
+    const struct longrope_cache_rotary_desc *rotary; /* how queries and keys were rotated: each sequence by one set,
+                                   * any number of pairs, by exact angles (those of parity mode in the CPU form alone).
+                                   * BY_LENGTH goes by the position of a sequence's last query, plus 1. A number that is
+                                   * none of a set sets LONGROPE_BAD_CHOICE, and no gradient of that sequence is written.
+                                   * NULL: they were not */
 } longrope_attention_backward_desc;
 
 #define LONGROPE_ATTENTION_BACKWARD_DESC_INIT \
-    { sizeof(longrope_attention_backward_desc), 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0, 0 }
+    { sizeof(longrope_attention_backward_desc), 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0, 0, \
+      NULL }
 
 /* What is read and written. Query head h belongs to key head h / (query heads / key heads), whose gradients are the
  * sums over its query heads. The outputs, dq, dk and dv, overlap neither each other nor the inputs. */

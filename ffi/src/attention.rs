@@ -203,7 +203,7 @@ pub fn in_c(error: Error) -> Failure {
                 let rest = if rest.is_empty() { String::new() } else { format!(".{}", tensor_field(rest)) };
                 format!("desc.carry_{first}{rest}")
             }
-            ("query_rotary", field) if !field.is_empty() => format!("desc.query_rotary.{field}"),
+            ("query_rotary" | "rotary", field) if !field.is_empty() => format!("desc.{first}.{field}"),
             (field, _) => format!("desc.{field}"),
         }
     })

@@ -8,14 +8,14 @@ use longrope::ops::{self, Attention, AttentionBackward};
 use crate::abi::{AttentionBackwardDesc, AttentionBackwardTensors, AttentionDesc, Status, Tensor};
 use crate::arguments::{self, Field};
 use crate::attention::{attention, in_c};
-use crate::context;
 use crate::status::{Failure, guard};
 use crate::tensor::{optional, tensor};
+use crate::{cache, context};
 
 /// Whether a backward pass can be launched.
 ///
 /// # Safety
-/// `desc` is null or valid for its size, `tensors` is null or valid for reading.
+/// `desc` is null or valid for its size, with a rotation that is null or valid for its own, `tensors` is null or valid for reading.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn longrope_attention_backward_supported(
     desc: *const AttentionBackwardDesc,
@@ -76,10 +76,10 @@ pub unsafe extern "C" fn longrope_attention_backward_run(
 ///
 /// # Safety
 /// As [`longrope_attention_backward_supported`].
-pub unsafe fn read(
+pub unsafe fn read<'a>(
     desc: *const AttentionBackwardDesc,
     tensors: *const AttentionBackwardTensors,
-) -> Result<(AttentionBackward, ops::AttentionBackwardTensors), Failure> {
+) -> Result<(AttentionBackward<'a>, ops::AttentionBackwardTensors), Failure> {
     // SAFETY: by this function's contract.
     let desc = unsafe { arguments::read("desc", desc) }?;
     // SAFETY: as above.
@@ -103,10 +103,15 @@ pub unsafe fn read(
         other => return Err(Failure::argument(name("accumulate"), other, "0 or 1")),
     };
     arguments::unused(name("reserved"), desc.reserved == 0, "this version")?;
+    let rotary = match desc.rotary.is_null() {
+        true => None,
+        // SAFETY: by this function's contract.
+        false => Some(unsafe { cache::rotary("desc.rotary", desc.rotary) }?),
+    };
     // SAFETY: there is no rotation.
     let asked = unsafe { attention(&forward(&desc), tensors.q.layout.length()) }?;
     let Attention { attention, sequences, query_offsets, status, .. } = asked;
-    Ok((AttentionBackward { attention, sequences, query_offsets, status, accumulate }, tensors))
+    Ok((AttentionBackward { attention, sequences, query_offsets, status, accumulate, rotary }, tensors))
 }
 
 /// The attention that a backward pass is one of, without options.

@@ -3,14 +3,17 @@
 //! The tensors of a sequence are copied into buffers of the library's, and the gradients are copied out.
 
 use longrope::cpu::{self, AttentionGradients, Tensor, TensorMut};
-use longrope::descriptor::Attention;
-use longrope::ops::{AttentionBackward, AttentionBackwardTensors, BAD_SEQUENCE};
+use longrope::descriptor::{Attention, Choices, Direction, Positions, Rotary};
+use longrope::ops::{
+    AttentionBackward, AttentionBackwardTensors, BAD_CHOICE, BAD_SEQUENCE, CacheChoices, CacheRotary,
+};
+use longrope::scaling::SetChoice;
 
 use crate::abi::{self, AttentionBackwardDesc, Status};
 use crate::attention::in_c;
 use crate::attention_backward::read;
 use crate::attention_cpu::check_offered;
-use crate::host::set_bits;
+use crate::host::{number, set_bits};
 use crate::sequence::{Sequence, Told, clear, gather, scatter, zeros};
 use crate::status::{Failure, guard};
 use crate::threads;
@@ -43,34 +46,78 @@ pub unsafe extern "C" fn longrope_attention_backward_cpu(
 /// # Safety
 /// The addresses are of host memory, aligned, and valid for the shapes and the number of sequences.
 unsafe fn differentiate(
-    backward: &AttentionBackward,
+    backward: &AttentionBackward<'_>,
     tensors: &AttentionBackwardTensors,
 ) -> Result<(), Failure> {
-    let AttentionBackward { attention, sequences, query_offsets, status, accumulate } = *backward;
+    let AttentionBackward { attention, sequences, query_offsets, status, .. } = *backward;
     let query_offset = attention.query_offset;
     let told = Told { sequences, query_offset, query_offsets, q: &tensors.q, k: &tensors.k };
     for index in 0..told.count() {
         // SAFETY: by this function's contract.
-        match unsafe { told.sequence(index) } {
-            // SAFETY: as above, and the sequence lies within the tensors.
-            Some(sequence) => unsafe { differentiate_sequence(&sequence, &attention, accumulate, tensors) }?,
+        let Some(sequence) = (unsafe { told.sequence(index) }) else {
             // SAFETY: as above.
-            None => unsafe { set_bits(status, BAD_SEQUENCE) },
+            unsafe { set_bits(status, BAD_SEQUENCE) };
+            continue;
+        };
+        if sequence.queries.is_empty() && sequence.keys.is_empty() {
+            continue;
         }
+        let rotary = match &backward.rotary {
+            None => None,
+            // SAFETY: as above.
+            Some(rotary) => match unsafe { choice(rotary, index, &sequence) } {
+                Some(choice) => Some(Rotary {
+                    sets: rotary.sets,
+                    pairing: rotary.pairing,
+                    direction: Direction::Backward,
+                    positions: Positions::Offset(0),
+                    choices: Choices::All(choice),
+                }),
+                None => {
+                    // SAFETY: as above.
+                    unsafe { set_bits(status, BAD_CHOICE) };
+                    continue;
+                }
+            },
+        };
+        // SAFETY: as above, and the sequence lies within the tensors.
+        unsafe { differentiate_sequence(&sequence, backward, rotary.as_ref(), tensors) }?;
     }
     Ok(())
 }
 
-/// The gradients of a sequence.
+/// The set that a sequence's queries and keys were rotated by, unless its number is none of a set.
+///
+/// # Safety
+/// The choices are in host memory, aligned, and valid for the number of sequences.
+unsafe fn choice(rotary: &CacheRotary<'_>, index: usize, sequence: &Sequence) -> Option<SetChoice> {
+    match rotary.choices {
+        CacheChoices::All(choice) => Some(choice),
+        CacheChoices::ByLength => {
+            // Up to the last query.
+            let length = sequence.position.saturating_add_unsigned(sequence.queries.len() as u64);
+            Some(SetChoice::ByLength(u64::try_from(length).unwrap_or(0)))
+        }
+        // SAFETY: by this function's contract.
+        CacheChoices::ByIndex(numbers) => match unsafe { number::<i32>(numbers, index) } {
+            0 => Some(SetChoice::Short),
+            1 => Some(SetChoice::Long),
+            _ => None,
+        },
+    }
+}
+
+/// The gradients of a sequence; `rotary`: the transpose of the rotation of its queries and keys, but for the positions.
 ///
 /// # Safety
 /// The tensors are f32, of shapes that belong together, and valid for them; the sequence lies within.
 unsafe fn differentiate_sequence(
     sequence: &Sequence,
-    attention: &Attention,
-    accumulate: bool,
+    backward: &AttentionBackward<'_>,
+    rotary: Option<&Rotary<'_>>,
     tensors: &AttentionBackwardTensors,
 ) -> Result<(), Failure> {
+    let AttentionBackward { attention, accumulate, .. } = *backward;
     let Sequence { batch, queries, keys, position } = sequence;
     if queries.is_empty() || tensors.q.layout.heads() == 0 {
         // Keys that no query sees, and which need not be there.
@@ -106,7 +153,7 @@ unsafe fn differentiate_sequence(
     let mut dq = zeros("tensors.dq", &q)?;
     let (mut dk, mut dv) = (zeros("tensors.dk", &k)?, zeros("tensors.dv", &v)?);
     cpu::attention_backward(
-        &Attention { query_offset: *position, ..*attention },
+        &Attention { query_offset: *position, ..attention },
         Tensor::new(&q, q_layout),
         Tensor::new(&k, k_layout),
         Tensor::new(&v, v_layout),
@@ -120,6 +167,14 @@ unsafe fn differentiate_sequence(
         },
     )
     .map_err(in_c)?;
+    if let Some(rotary) = rotary {
+        for (gradient, layout, first) in
+            [(&mut dq, q_layout, *position), (&mut dk, k_layout, attention.key_offset)]
+        {
+            let rotary = Rotary { positions: Positions::Offset(first), ..*rotary };
+            cpu::rotary_in_place(&rotary, TensorMut::new(gradient, layout)).map_err(in_c)?;
+        }
+    }
     for (gradient, tensor, tokens) in
         [(&dq, &tensors.dq, queries), (&dk, &tensors.dk, keys), (&dv, &tensors.dv, keys)]
     {

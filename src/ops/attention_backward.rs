@@ -11,6 +11,7 @@ use crate::ops::attention_arguments::{
 use crate::ops::attention_backward_hopper::HopperPlan;
 use crate::ops::attention_backward_kernels::{self as kernels, Kernels};
 use crate::ops::attention_delta::AttentionDelta;
+use crate::ops::cache_rotary::CacheRotary;
 use crate::ops::workspace::Workspace;
 
 /// Gradients of scaled dot-product attention on a GPU, by queries, keys and values, given those of the output:
@@ -29,17 +30,22 @@ use crate::ops::workspace::Workspace;
 /// or logits beyond f32, make the gradients that depend on them NaN; a value that is not finite may also reach gradients of the
 /// same 192 queries and 128 keys that do not depend on it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionBackward {
+pub struct AttentionBackward<'a> {
     /// Scale, mask and global positions. The offsets are those of each sequence's first query and key.
     pub attention: descriptor::Attention,
     /// How the tensors hold the sequences.
     pub sequences: Sequences,
     /// The address of an `i64` per sequence that is added to the query offset; `None` adds nothing.
     pub query_offsets: Option<u64>,
-    /// The address of a `u32` in which the kernels set bits ([`BAD_SEQUENCE`](super::BAD_SEQUENCE)); they clear none.
+    /// The address of a `u32` in which the kernels set bits ([`BAD_SEQUENCE`](super::BAD_SEQUENCE),
+    /// [`BAD_CHOICE`](super::BAD_CHOICE)); they clear none. No gradient of such a sequence is written.
     pub status: Option<u64>,
     /// Whether gradients are added to what lies there, which is f32.
     pub accumulate: bool,
+    /// How queries and keys were rotated: then dQ and dK are the gradients of what they were before it, each row times
+    /// `gain Rᵀ` of its global position, and are added as such. One set is that of a sequence's queries and keys; it is as long as
+    /// its last query says ([`CacheChoices::ByLength`](super::CacheChoices::ByLength)). An angle is within 3e-6 of the exact one.
+    pub rotary: Option<CacheRotary<'a>>,
 }
 
 /// What the backward pass reads and writes. Queries and what belongs to them are `[batch, query_length, query_heads, head_dim]`,
@@ -68,10 +74,17 @@ pub struct AttentionBackwardTensors {
     pub dv: DeviceTensor,
 }
 
-impl AttentionBackward {
+impl<'a> AttentionBackward<'a> {
     /// The backward pass over sequences that are the batch dimension.
     pub fn new(attention: descriptor::Attention) -> Self {
-        Self { attention, sequences: Sequences::Dense, query_offsets: None, status: None, accumulate: false }
+        Self {
+            attention,
+            sequences: Sequences::Dense,
+            query_offsets: None,
+            status: None,
+            accumulate: false,
+            rotary: None,
+        }
     }
 
     /// Whether the arguments mean something, be it offered or not: all that is [`Error::Argument`] in
@@ -79,7 +92,8 @@ impl AttentionBackward {
     ///
     /// # Errors
     /// Shapes or types that do not belong together, a missing or misaligned address, an output that overlaps itself, neither
-    /// `delta` nor `out`, 16-bit gradients that are to be added to, or a descriptor out of range.
+    /// `delta` nor `out`, 16-bit gradients that are to be added to, more rotated dimensions than a head has, or a descriptor out of
+    /// range.
     pub fn validate(&self, tensors: &AttentionBackwardTensors) -> Result<(), Error> {
         let AttentionBackwardTensors { q, k, v, .. } = tensors;
         self.attention.validate(&q.layout, &k.layout, &v.layout, &q.layout)?;
@@ -87,6 +101,10 @@ impl AttentionBackward {
         arguments.check_tensors()?;
         check_forward(tensors)?;
         self.check_gradients(tensors)?;
+        if let Some(rotary) = self.rotary {
+            let idle = arguments.sequences().0 == 0 || q.layout.is_empty() && k.layout.is_empty();
+            rotary.check("rotary", q.layout.head_dim(), idle)?;
+        }
         arguments.check_sequences()
     }
 
@@ -113,7 +131,7 @@ impl AttentionBackward {
     /// # Errors
     /// [`Error::Argument`]: what [`AttentionBackward::validate`] refuses, and a workspace that is too small or misaligned.
     /// [`Error::Unsupported`]: f32 queries, a head dimension that is not a multiple of 8 up to 256, more than 2^20 heads, 2^31
-    /// sequences, 2^31 blocks of queries or of keys. Or an error of the driver.
+    /// sequences, 2^31 blocks of queries or of keys, angles in parity mode. Or an error of the driver.
     ///
     /// # Safety
     /// All addresses must be of device memory of the stream's context, valid until the kernels ended, aligned to their
@@ -145,7 +163,7 @@ impl AttentionBackward {
         Ok(())
     }
 
-    fn arguments<'a>(&'a self, tensors: &'a AttentionBackwardTensors) -> Arguments<'a> {
+    fn arguments<'t>(&'t self, tensors: &'t AttentionBackwardTensors) -> Arguments<'t> {
         let Self { attention, sequences, query_offsets, status, .. } = self;
         let AttentionBackwardTensors { q, k, v, .. } = tensors;
         Arguments {
@@ -180,11 +198,14 @@ impl AttentionBackward {
     }
 
     /// What is launched, but for the address of the workspace.
-    fn plan<'a>(&self, tensors: &'a AttentionBackwardTensors) -> Result<Plan<'a>, Error> {
+    fn plan<'t>(&self, tensors: &'t AttentionBackwardTensors) -> Result<Plan<'t>, Error> {
         let AttentionBackwardTensors { q, k, v, lse, d_out, dq, dk, dv, .. } = tensors;
         self.validate(tensors)?;
         let arguments = self.arguments(tensors);
         arguments.check_offered()?;
+        if let Some(rotary) = self.rotary {
+            rotary.check_exact("rotary")?;
+        }
         let (sequences, longest) = arguments.sequences();
         let [batch, query_length, heads, head_dim] = q.layout.shape();
         let (keys, key_heads) = (k.layout.length(), k.layout.heads());
@@ -257,6 +278,8 @@ impl AttentionBackward {
             dv_is_f32: is_f32(dv),
             key_heads: key_heads as i32,
             scale: arguments.scale(),
+            rotates: i32::from(self.rotary.is_some()),
+            rotary: self.rotary.map(|rotary| rotary.params()).transpose()?.unwrap_or_default(),
             ..Default::default()
         };
         let launch = |blocks, kernel: &'static kernels::Kernel| {

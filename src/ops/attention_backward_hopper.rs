@@ -132,7 +132,8 @@ impl<'a> HopperPlan<'a> {
                 // SAFETY: the workspace begins with the counters.
                 unsafe { fill_words(drawn, 0, 1, stream) }?;
             }
-            let grid = Grid { blocks, threads: [threads, 1, 1], shared_bytes };
+            let staged = if params.backward.rotates != 0 { kernel.staged_bytes() } else { 0 };
+            let grid = Grid { blocks, threads: [threads, 1, 1], shared_bytes: shared_bytes + staged };
             // SAFETY: the name is that of a kernel of Hopper, which takes this block; the rest is the caller's promise.
             unsafe { context.launch(name, grid, &params, stream) }?;
         }

@@ -88,6 +88,12 @@ impl HopperKernel {
         4096 / self.columns
     }
 
+    /// Bytes of shared memory in which gradients are rotated, of eight rows for each warp that computes (`kRotatingBytes`).
+    pub(super) fn staged_bytes(&self) -> u32 {
+        let warps = self.kernel.threads / 32 - 4;
+        warps * 8 * (self.dim as u32 + 8) * 4
+    }
+
     /// Bytes of the sums that a block folds.
     pub(super) fn folded_bytes(&self) -> usize {
         4 * self.sums * self.kernel.rows * self.dim
@@ -179,12 +185,12 @@ pub(in crate::ops) fn families() -> Vec<Family> {
         }
     };
     let hopper = |instances: &HopperHeadDim| {
-        let kernels =
-            instances.kernels.iter().flat_map(|kernels| [&kernels.queries.kernel, &kernels.keys.kernel]);
+        let kernels = instances.kernels.iter().flat_map(|kernels| [&kernels.queries, &kernels.keys]);
+        let shared_bytes = |kernel: &HopperKernel| kernel.kernel.shared_bytes + kernel.staged_bytes();
         Family {
             image: instances.image,
-            kernels: kernels.clone().map(|kernel| kernel.name).collect(),
-            shared_bytes: kernels.map(|kernel| kernel.shared_bytes).max().unwrap_or(0),
+            kernels: kernels.clone().map(|kernel| kernel.kernel.name).collect(),
+            shared_bytes: kernels.map(shared_bytes).max().unwrap_or(0),
             only_on: Some((9, 0)),
         }
     };

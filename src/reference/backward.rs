@@ -3,6 +3,7 @@
 use super::ReferenceError;
 use super::attention::{Problem, dot};
 use super::error::check_shape;
+use super::rotary::{Direction, Factors, Pairing, rotate_rows};
 
 /// Result of [`Problem::backward`].
 #[derive(Debug, Clone, PartialEq)]
@@ -71,6 +72,30 @@ impl Problem {
             }
         }
         Ok(gradients)
+    }
+}
+
+impl Gradients {
+    /// Of gradients by rotated queries and keys of `problem`, those by what they were before: each row through the transpose of
+    /// the rotation at its global position, by the factors that `choose` gives for it. Values are rotated by nothing.
+    ///
+    /// # Errors
+    /// Those of [`rotate_rows`].
+    pub fn before_rotation<'a>(
+        self,
+        problem: &Problem,
+        choose: impl Fn(i64) -> Factors<'a>,
+        pairing: Pairing,
+    ) -> Result<Self, ReferenceError> {
+        let transpose = |x: &[f64], heads, first: i64, length: usize| {
+            let positions: Vec<i64> = (0..length as i64).map(|token| first.wrapping_add(token)).collect();
+            rotate_rows(x, heads, &positions, &choose, pairing, Direction::Backward)
+        };
+        Ok(Self {
+            dq: transpose(&self.dq, problem.query_heads, problem.query_offset, problem.query_length)?,
+            dk: transpose(&self.dk, problem.key_heads, problem.key_offset, problem.key_length)?,
+            dv: self.dv,
+        })
     }
 }
 

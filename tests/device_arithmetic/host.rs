@@ -225,3 +225,44 @@ pub fn band(
     ) -> ());
     (out[0]..out[1], out[2] != 0, out[3] != 0)
 }
+
+/// Rows of a gradient that are staged, `[rows, head_dim]`, and how they are rotated and written.
+pub struct StagedRows<'a> {
+    pub form: usize,
+    /// Of the plain, the short and the long set.
+    pub steps: &'a [u64],
+    pub gains: [f64; 3],
+    pub interleaved: bool,
+    pub first_tokens: i64,
+    /// 1 short, 2 long.
+    pub set: i32,
+    /// Of the first row.
+    pub position: i64,
+    pub from: &'a [f32],
+    pub head_dim: usize,
+    /// Rows that exist.
+    pub there: usize,
+    /// Where they are written.
+    pub first_row: usize,
+    pub accumulate: bool,
+}
+
+/// The padded head dimension of a form of staging, and its rows.
+pub fn staged_form(form: usize) -> (usize, usize) {
+    [(128, 8), (64, 64), (96, 64), (256, 32)][form]
+}
+
+/// Stages rows, and writes them as the kernels do.
+pub fn write_rotated(staged: &StagedRows<'_>, out: &mut [f32]) {
+    let rows = staged_form(staged.form).1;
+    assert_eq!(staged.from.len(), rows * staged.head_dim);
+    assert!(out.len() >= (staged.first_row + staged.there) * staged.head_dim);
+    let pairs = staged.steps.len() / 3;
+    call!("host_write_rotated"(
+        staged.form as i32 => i32, staged.steps.as_ptr() => *const u64, staged.gains.as_ptr() => *const f64,
+        pairs as i32 => i32, i32::from(staged.interleaved) => i32, staged.first_tokens => i64, staged.set => i32,
+        staged.position => i64, staged.from.as_ptr() => *const f32, staged.head_dim as i32 => i32,
+        staged.there as i32 => i32, out.as_mut_ptr() => *mut f32, staged.first_row as i64 => i64,
+        i32::from(staged.accumulate) => i32
+    ) -> ())
+}

@@ -1,8 +1,9 @@
 //! The arithmetic of the device code, from the kernels' own source, against the f64 reference.
 //!
-//! `phase.cuh`, `factors.cuh`, `divide.cuh` and `mask.cuh` are compiled for the host by the machine's C++ compiler, so these
+//! `phase.cuh`, `factors.cuh`, `divide.cuh`, `mask.cuh` and `gradient_rotation.cuh` are compiled for the host by the machine's C++ compiler, so these
 //! tests need no GPU. Without such a compiler they show as ignored.
 
+mod gradient;
 mod host;
 
 use std::f64::consts::TAU;
@@ -391,6 +392,10 @@ fn main() {
         a_band_shows_what_the_mask_lets_be_seen,
         a_row_of_a_run_sees_what_it_would_see_as_the_first,
     ];
+    let of_gradients = (
+        "staged_rows_are_written_times_the_transpose_of_the_rotation_of_their_positions",
+        gradient::staged_rows_are_written_times_the_transpose_of_the_rotation_of_their_positions as fn(),
+    );
     let ignored = !host::has_compiler();
     let trial = |(name, test): (&str, fn())| {
         Trial::test(name, move || {
@@ -399,5 +404,6 @@ fn main() {
         })
         .with_ignored_flag(ignored)
     };
-    libtest_mimic::run(&Arguments::from_args(), tests.into_iter().map(trial).collect()).exit();
+    libtest_mimic::run(&Arguments::from_args(), tests.into_iter().chain([of_gradients]).map(trial).collect())
+        .exit();
 }

@@ -2,6 +2,7 @@
 
 #include "divide.cuh"
 #include "factors.cuh"
+#include "gradient_rotation.cuh"
 #include "mask.cuh"
 #include "phase.cuh"
 
@@ -16,7 +17,64 @@ static longrope_factor_set set_with(int pair, uint64_t step, double gain) {
     return set;
 }
 
+// f32 rows of a gradient, added to or written over.
+struct HostGradient {
+    float *first;
+    int64_t row_stride;
+    bool accumulate;
+
+    int64_t element(int64_t row, int dim) const { return row * row_stride + dim; }
+    template <bool kVector>
+    void add_before(int64_t at, float &x, float &y) const {
+        if (accumulate) x += first[at], y += first[at + 1];
+    }
+    template <class T, bool kVector>
+    void write(int64_t at, float x, float y) const {
+        first[at] = x, first[at + 1] = y;
+    }
+};
+
+// Stages rows, rotates and writes them, by one thread after the other.
+template <int kDim, int kRows, int kThreads>
+static void write_rotated(const longrope_cache_rotary &rotary, int set, int64_t position, const float *from, int head_dim, int there,
+                          const HostGradient &out, int64_t first_row) {
+    using Staged = StagedGradient<kDim, kRows, kThreads>;
+    alignas(16) static thread_local float memory[Staged::kBytes / 4];
+    const Staged staged{memory};
+    for (int row = 0; row < kRows; ++row) {
+        for (int dim = 0; dim < head_dim; dim += 2) staged.put(row, dim, from[row * head_dim + dim], from[row * head_dim + dim + 1]);
+    }
+    for (int thread = 0; thread < kThreads; ++thread) staged.transpose(rotary, set, position, thread);
+    for (int thread = 0; thread < kThreads; ++thread) staged.template store<float, true>(out, first_row, there, head_dim, thread);
+}
+
 extern "C" {
+
+// Rows of gradients, `from` [rows][head_dim] and `out` from row `first_row` on, of which so many exist. `form`: a padded head dimension,
+// and a number of rows and of threads. `steps`: of the plain, the short and the long set, `pairs` each.
+void host_write_rotated(int form, const uint64_t *steps, const double *gains, int pairs, int interleaved, int64_t first_tokens, int set,
+                       int64_t position, const float *from, int head_dim, int there, float *out, int64_t first_row, int accumulate) {
+    longrope_cache_rotary rotary = {};
+    rotary.pairs = pairs;
+    rotary.interleaved = interleaved;
+    rotary.sets.first_tokens = first_tokens;
+    longrope_factor_set *const sets[] = {&rotary.sets.plain_set, &rotary.sets.short_set, &rotary.sets.long_set};
+    for (int i = 0; i < 3; ++i) {
+        for (int pair = 0; pair < pairs; ++pair) sets[i]->step[pair] = steps[i * pairs + pair];
+        sets[i]->gain = gains[i];
+    }
+    const HostGradient to = {out, head_dim, accumulate != 0};
+    switch (form) {
+        case 0:
+            return write_rotated<128, 8, 32>(rotary, set, position, from, head_dim, there, to, first_row);
+        case 1:
+            return write_rotated<64, 64, 128>(rotary, set, position, from, head_dim, there, to, first_row);
+        case 2:
+            return write_rotated<96, 64, 128>(rotary, set, position, from, head_dim, there, to, first_row);
+        default:
+            return write_rotated<256, 32, 128>(rotary, set, position, from, head_dim, there, to, first_row);
+    }
+}
 
 uint64_t host_phase_at(int64_t position, uint64_t step) { return phase_at(position, step); }
 

@@ -11,7 +11,7 @@ const QUERIES: [usize; 4] = [2, 5, 4, 16];
 const KEYS: [usize; 4] = [2, 7, 2, 16];
 
 /// A backward pass that is right: 4 query heads of 5 tokens over 2 key heads of 7.
-fn right() -> (AttentionBackward, AttentionBackwardTensors) {
+pub fn right() -> (AttentionBackward<'static>, AttentionBackwardTensors) {
     let (queries, keys) = (tensor(Dtype::Bf16, QUERIES), tensor(Dtype::Bf16, KEYS));
     let tensors = AttentionBackwardTensors {
         q: queries,
@@ -28,7 +28,7 @@ fn right() -> (AttentionBackward, AttentionBackwardTensors) {
     (AttentionBackward::new(descriptor::Attention::causal()), tensors)
 }
 
-const PACKED: Packed = Packed {
+pub const PACKED: Packed = Packed {
     count: 3,
     query_starts: SOMEWHERE,
     key_starts: SOMEWHERE,
@@ -52,7 +52,7 @@ const FIELDS: [(&str, Field, Kind); 9] = [
 ];
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+pub enum Kind {
     Queries,
     Keys,
     Rows,
@@ -67,7 +67,7 @@ fn shaped(tensor: DeviceTensor, dim: usize, size: usize) -> DeviceTensor {
 }
 
 /// Gives all tensors of some kinds another size of a dimension.
-fn resize(tensors: &mut AttentionBackwardTensors, kinds: &[Kind], dim: usize, size: usize) {
+pub fn resize(tensors: &mut AttentionBackwardTensors, kinds: &[Kind], dim: usize, size: usize) {
     for (_, field, _) in FIELDS.iter().filter(|(_, _, kind)| kinds.contains(kind)) {
         let tensor = field(tensors);
         *tensor = shaped(*tensor, dim, size);
@@ -75,16 +75,16 @@ fn resize(tensors: &mut AttentionBackwardTensors, kinds: &[Kind], dim: usize, si
 }
 
 /// The same with packed sequences.
-fn packed(packed: Packed) -> (AttentionBackward, AttentionBackwardTensors) {
+pub fn packed(packed: Packed) -> (AttentionBackward<'static>, AttentionBackwardTensors) {
     let (attention, mut tensors) = right();
     resize(&mut tensors, &[Kind::Queries, Kind::Keys, Kind::Rows], 0, 1);
     (AttentionBackward { sequences: Sequences::Packed(packed), ..attention }, tensors)
 }
 
 /// What `supported` says after a change, having checked that `workspace_size` and `validate` agree with it.
-fn changed(
-    (mut attention, mut tensors): (AttentionBackward, AttentionBackwardTensors),
-    change: impl FnOnce(&mut AttentionBackward, &mut AttentionBackwardTensors),
+pub fn changed<'a>(
+    (mut attention, mut tensors): (AttentionBackward<'a>, AttentionBackwardTensors),
+    change: impl FnOnce(&mut AttentionBackward<'a>, &mut AttentionBackwardTensors),
 ) -> Result<(), Error> {
     assert_eq!(attention.supported(&tensors), Ok(()));
     change(&mut attention, &mut tensors);

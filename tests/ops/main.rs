@@ -3,6 +3,7 @@
 mod append;
 mod attention;
 mod attention_backward;
+mod attention_backward_rotary;
 mod attention_options;
 mod decode;
 mod merge;

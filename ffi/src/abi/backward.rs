@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::Tensor;
+use super::{CacheRotaryDesc, Tensor};
 
 layout! {
     /// The backward pass of an attention.
@@ -41,6 +41,8 @@ layout! {
         accumulate: i32,
         /// 0.
         reserved: i32,
+        /// How queries and keys were rotated; null: they were not.
+        rotary: *const CacheRotaryDesc,
     }
 }
 

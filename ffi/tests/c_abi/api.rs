@@ -303,6 +303,7 @@ pub fn attention_backward() -> AttentionBackwardDesc {
         status: std::ptr::null_mut(),
         accumulate: 0,
         reserved: 0,
+        rotary: std::ptr::null(),
     }
 }
 

@@ -16,14 +16,14 @@ fn carry(desc: &mut AttentionDesc) {
 }
 
 /// Factor sets of so many pairs.
-fn sets(pairs: usize, angles: i32) -> Sets {
+pub fn sets(pairs: usize, angles: i32) -> Sets {
     let values: Vec<f64> = (0..pairs).map(|i| 1.0 / (1.0 + i as f64)).collect();
     let mut frequencies = frequencies(&values);
     frequencies.angles = angles;
     Sets::from_frequencies(&frequencies).unwrap()
 }
 
-fn rotary(sets: &Sets) -> CacheRotaryDesc {
+pub fn rotary(sets: &Sets) -> CacheRotaryDesc {
     CacheRotaryDesc {
         struct_size: size_of::<CacheRotaryDesc>() as u32,
         pairing: 0,

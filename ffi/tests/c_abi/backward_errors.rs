@@ -9,7 +9,7 @@ use crate::attention_errors::{SOMEWHERE, tensor};
 use Status::{InvalidArgument as Invalid, Unsupported};
 
 /// Tensors that are right: 4 query heads of 5 tokens over 2 key heads of 7. There is no delta.
-fn tensors(dtype: Dtype) -> AttentionBackwardTensors {
+pub fn tensors(dtype: Dtype) -> AttentionBackwardTensors {
     let (queries, keys) = (tensor([1, 5, 4, 16], dtype), tensor([1, 7, 2, 16], dtype));
     AttentionBackwardTensors {
         q: queries,
@@ -64,14 +64,14 @@ fn ask_size(desc: *const Desc, tensors: *const Tensors) -> ((Status, String), us
 }
 
 /// Only for what is refused: else it would read.
-fn ask_cpu(desc: *const Desc, tensors: *const Tensors) -> (Status, String) {
+pub fn ask_cpu(desc: *const Desc, tensors: *const Tensors) -> (Status, String) {
     // SAFETY: as above; nothing is read before the checks are through.
     answer(unsafe { (api().attention_backward_cpu)(desc, tensors) })
 }
 
 /// A backward pass that is right but for one change: what is wrong with it is wrong on the GPU and on the CPU.
 #[track_caller]
-fn refused(change: impl Fn(&mut Desc, &mut Tensors), start: &str) {
+pub fn refused(change: impl Fn(&mut Desc, &mut Tensors), start: &str) {
     for dtype in [Dtype::Bf16, Dtype::F32] {
         let (mut desc, mut tensors) = (api::attention_backward(), tensors(dtype));
         if dtype == Dtype::Bf16 {
@@ -90,7 +90,7 @@ fn refused(change: impl Fn(&mut Desc, &mut Tensors), start: &str) {
 
 /// A backward pass that is right, and what it needs.
 #[track_caller]
-fn right(change: impl FnOnce(&mut Desc, &mut Tensors), bytes: usize) {
+pub fn right(change: impl FnOnce(&mut Desc, &mut Tensors), bytes: usize) {
     let (mut desc, mut tensors) = (api::attention_backward(), tensors(Dtype::Bf16));
     change(&mut desc, &mut tensors);
     assert_eq!(ask(&desc, &tensors), (Status::Ok, String::new()));
@@ -99,7 +99,7 @@ fn right(change: impl FnOnce(&mut Desc, &mut Tensors), bytes: usize) {
 
 /// One for which there is no kernel.
 #[track_caller]
-fn not_offered(change: impl FnOnce(&mut Desc, &mut Tensors), start: &str) {
+pub fn not_offered(change: impl FnOnce(&mut Desc, &mut Tensors), start: &str) {
     let (mut desc, mut tensors) = (api::attention_backward(), tensors(Dtype::Bf16));
     change(&mut desc, &mut tensors);
     let (size, bytes) = ask_size(&desc, &tensors);

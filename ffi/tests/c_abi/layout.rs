@@ -176,7 +176,8 @@ fn the_sizes_that_callers_may_give_are_those_of_the_first_version() {
     // Its fields since then begin where it ended.
     assert_eq!(std::mem::offset_of!(AttentionDesc, query_rotary), 96);
     assert_eq!(size_of::<AttentionDesc>(), 272);
-    assert_eq!(size_of::<AttentionBackwardDesc>(), 104);
+    assert_eq!(std::mem::offset_of!(AttentionBackwardDesc, rotary), 104);
+    assert_eq!(size_of::<AttentionBackwardDesc>(), 112);
     assert_eq!(size_of::<KvCache>(), 216);
     assert_eq!(size_of::<CacheRotaryDesc>(), 40);
     assert_eq!(size_of::<AppendDesc>(), 48);

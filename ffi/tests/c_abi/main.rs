@@ -11,6 +11,7 @@ mod attention_oracle;
 mod backward_errors;
 mod backward_launch;
 mod backward_oracle;
+mod backward_rotary;
 mod boundary;
 mod cache_errors;
 mod config;

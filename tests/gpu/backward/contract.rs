@@ -83,7 +83,7 @@ fn tensors(gpu: &Gpu, inputs: &Inputs, [dq, dk, dv]: &Outputs) -> AttentionBackw
     }
 }
 
-fn causal() -> AttentionBackward {
+fn causal() -> AttentionBackward<'static> {
     AttentionBackward::new(descriptor::Attention { query_offset: 50, ..descriptor::Attention::causal() })
 }
 

@@ -40,6 +40,7 @@ fn form() -> impl Strategy<Value = Problem> {
             head_dim,
             attention: descriptor::Attention::default(),
             device_offsets: None,
+            turned: None,
             orders,
             shift,
             largest,
@@ -48,7 +49,7 @@ fn form() -> impl Strategy<Value = Problem> {
     )
 }
 
-fn dense_problem() -> impl Strategy<Value = Problem> {
+pub fn dense_problem() -> impl Strategy<Value = Problem> {
     let offsets =
         prop_oneof![2 => Just(None), 1 => proptest::collection::vec(-300i64..300, 3).prop_map(Some)];
     (form(), 1usize..4, lengths(), attention(), offsets).prop_map(
@@ -61,7 +62,7 @@ fn dense_problem() -> impl Strategy<Value = Problem> {
     )
 }
 
-fn packed_problem() -> impl Strategy<Value = Problem> {
+pub fn packed_problem() -> impl Strategy<Value = Problem> {
     let length =
         || prop_oneof![1 => Just(0usize), 2 => 1usize..30, 2 => 30usize..200, 1 => select(vec![64, 128])];
     let lengths = proptest::collection::vec((length(), length()), 1..6);

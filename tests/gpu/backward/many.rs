@@ -29,6 +29,7 @@ fn dense(dtype: Dtype, head_dim: usize, lengths: Vec<(usize, usize)>, heads: (us
         head_dim,
         attention: descriptor::Attention::default(),
         device_offsets: None,
+        turned: None,
         orders: [Order::Bshd; 5],
         shift: 0,
         largest: 1.0,

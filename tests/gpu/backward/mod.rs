@@ -1,4 +1,4 @@
-//! The family `backward`: gradients of attention, dense and packed, of parts of the keys, over a million keys and queries.
+//! The family `backward`: gradients of attention, dense and packed, of rotated queries and keys, of parts of the keys, over a million keys and queries.
 
 mod compose;
 mod contract;
@@ -8,8 +8,18 @@ mod many;
 mod oracle;
 mod problem;
 mod reach;
+mod rotation;
 
 /// Every test of the family.
 pub fn tests() -> Vec<crate::Test> {
-    [gradients::TESTS, compose::TESTS, contract::TESTS, reach::TESTS, many::TESTS, long::TESTS].concat()
+    [
+        gradients::TESTS,
+        rotation::TESTS,
+        compose::TESTS,
+        contract::TESTS,
+        reach::TESTS,
+        many::TESTS,
+        long::TESTS,
+    ]
+    .concat()
 }

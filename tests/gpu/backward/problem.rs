@@ -4,8 +4,8 @@ use cudarc::driver::CudaSlice;
 use longrope::descriptor;
 use longrope::device::{DeviceTensor, Dtype};
 use longrope::ops::{
-    Attention, AttentionBackward, AttentionBackwardTensors, AttentionTensors, BAD_SEQUENCE, Packed,
-    Sequences, Starts, Workspace,
+    Attention, AttentionBackward, AttentionBackwardTensors, AttentionTensors, BAD_CHOICE, BAD_SEQUENCE,
+    Packed, Sequences, Starts, Workspace,
 };
 use proptest::prelude::*;
 
@@ -13,6 +13,7 @@ use crate::attention;
 use crate::attention::forward::reference_problem;
 use crate::attention::oracle::{decode, random_bits};
 use crate::backward::oracle::{self, Delta, Exact, Expected};
+use crate::backward::rotation::Turned;
 use crate::buffer::{Buffer, Gpu, format};
 use crate::random::Order;
 
@@ -43,6 +44,8 @@ pub struct Problem {
     pub attention: descriptor::Attention,
     /// What the device adds to the query offset, for each sequence.
     pub device_offsets: Option<Vec<i64>>,
+    /// How queries and keys were rotated, if they were.
+    pub turned: Option<Turned>,
     /// Of the queries, keys, values, what is like the queries, and numbers for each row.
     pub orders: [Order; 5],
     pub shift: usize,
@@ -100,12 +103,12 @@ impl Problem {
         }
     }
 
-    fn query_shape(&self, dims: usize) -> [usize; 4] {
+    pub fn query_shape(&self, dims: usize) -> [usize; 4] {
         let tokens = self.lengths.iter().map(|of| of.0).sum::<usize>() + self.around().0 + self.around().1;
         self.shape(tokens, self.heads.0, dims)
     }
 
-    fn key_shape(&self) -> [usize; 4] {
+    pub fn key_shape(&self) -> [usize; 4] {
         let tokens = self.lengths.iter().map(|of| of.1).sum::<usize>() + self.around().0 + self.around().1;
         self.shape(tokens, self.heads.1, self.head_dim)
     }
@@ -152,7 +155,12 @@ impl Problem {
                     part(&v, &key_starts, i, key_heads),
                     part(&d_out, &query_starts, i, query_heads),
                 ];
-                oracle::exact(&one, self.dtype, self.delta, inputs.each_ref().map(Vec::as_slice))
+                let mut exact =
+                    oracle::exact(&one, self.dtype, self.delta, inputs.each_ref().map(Vec::as_slice));
+                if let Some(turned) = &self.turned {
+                    turned.transpose(&mut exact, &one, i);
+                }
+                exact
             })
             .collect();
         // Of all sequences, with NaN around them.
@@ -241,6 +249,7 @@ impl Problem {
             let before = self.before(i, shapes[i]);
             Buffer::new(gpu, self.out_dtype, self.orders[i], shapes[i], self.shift, before.as_deref())
         });
+        let turned = self.turned.as_ref().map(|turned| (turned, turned.sets(), gpu.upload(&turned.numbers)));
         let backward = AttentionBackward {
             attention: self.attention,
             sequences: match &self.packing {
@@ -256,6 +265,7 @@ impl Problem {
             query_offsets: offsets.as_ref().map(|memory| gpu.address(memory)),
             status: Some(gpu.address(&status)),
             accumulate: self.accumulate,
+            rotary: turned.as_ref().map(|(turned, sets, numbers)| turned.rotary(sets, gpu.address(numbers))),
         };
         let tensor =
             |buffer: &Option<Buffer>| -> Option<DeviceTensor> { buffer.as_ref().map(|buffer| buffer.tensor) };
@@ -280,10 +290,15 @@ impl Problem {
 
     /// Checks every row: of a sequence that is `bad`, of one that is not, and of none.
     pub fn check(&self, memory: &Memory, found: &Found, bad: &[usize]) -> Result<(), TestCaseError> {
-        let expected = OWN_BIT | if bad.is_empty() { 0 } else { BAD_SEQUENCE };
+        let set_less = |i: usize| self.turned.as_ref().is_some_and(|turned| turned.is_bad(i));
+        let has_rows = |i: usize| self.lengths[i] != (0, 0);
+        let expected = OWN_BIT
+            | if bad.is_empty() { 0 } else { BAD_SEQUENCE }
+            | if (0..self.lengths.len()).any(|i| set_less(i) && has_rows(i)) { BAD_CHOICE } else { 0 };
         prop_assert_eq!(found.status, expected, "status");
         let shapes = [self.query_shape(self.head_dim), self.key_shape(), self.key_shape()];
-        let good: Vec<usize> = (0..self.lengths.len()).filter(|i| !bad.contains(i)).collect();
+        let good: Vec<usize> =
+            (0..self.lengths.len()).filter(|&i| !bad.contains(&i) && !set_less(i)).collect();
         for which in 0..3 {
             let (name, bits) = (NAMES[which], &found.gradients[which]);
             let width = shapes[which][2] * shapes[which][3];

@@ -21,13 +21,14 @@ static const field BACKWARD_FIELDS[] = {
     FIELD(longrope_attention_backward_desc, status, KIND_ADDRESS),
     FIELD(longrope_attention_backward_desc, accumulate, KIND_I32),
     FIELD(longrope_attention_backward_desc, reserved, KIND_I32),
+    FIELD(longrope_attention_backward_desc, rotary, KIND_POINTER),
 };
 
 static const int64_t DIMS[] = {8, 16, 24, 64, 128, 256, 12};
 
 /* The tensors lie in the first ten slots: where starts, positions and choices are not. */
 static void draw_backward(longrope_attention_backward_desc *desc, longrope_attention_backward_tensors *tensors,
-                          int32_t dtype, int host) {
+                          longrope_cache_rotary_desc *rotary, int32_t dtype, int host) {
     const longrope_attention_backward_desc plain = LONGROPE_ATTENTION_BACKWARD_DESC_INIT;
     const int is_packed = one_in(2), accumulate = one_in(3);
     const int64_t sequences = 1 + below(3), batch = is_packed ? 1 : sequences;
@@ -50,6 +51,8 @@ static void draw_backward(longrope_attention_backward_desc *desc, longrope_atten
     desc->query_offsets = one_in(2) ? NULL : slot(POSITIONS);
     desc->status = one_in(3) ? NULL : status_word();
     desc->accumulate = accumulate;
+    *rotary = draw_cache_rotary(dim);
+    if (one_in(3)) desc->rotary = rotary;
     memset(tensors, 0, sizeof *tensors);
     tensors->q = draw_tensor(0, dtype, batch, queries, heads, dim);
     tensors->k = draw_tensor(1, dtype, batch, keys, key_heads, dim);
@@ -73,10 +76,12 @@ static longrope_tensor *tensor_of(longrope_attention_backward_tensors *tensors) 
 }
 
 static void spoil_backward(longrope_attention_backward_desc *desc, longrope_attention_backward_tensors *tensors,
-                           int host) {
+                           longrope_cache_rotary_desc *rotary, int host) {
     longrope_tensor *const tensor = tensor_of(tensors);
     const longrope_tensor right = *tensor;
-    if (one_in(2)) {
+    if (desc->rotary && !host && one_in(4)) {
+        spoil_cache_rotary(rotary); /* the CPU form reads the choices */
+    } else if (one_in(2)) {
         spoil(desc, BACKWARD_FIELDS, COUNT(BACKWARD_FIELDS), host);
         /* The starts that are there. */
         if (host && desc->sequences > 64) desc->sequences = 64;
@@ -102,14 +107,17 @@ void round_of_backward(void) {
     const int host = one_in(3);
     longrope_attention_backward_desc given_desc;
     longrope_attention_backward_tensors given_tensors;
+    longrope_cache_rotary_desc given_rotary;
     const longrope_attention_backward_desc *desc;
     const longrope_attention_backward_tensors *tensors;
     int spoils = one_in(2) ? 0 : 1 + (int)below(3);
     size_t bytes = 12345;
     answer supported, size, run;
     run_arguments given;
-    draw_backward(&given_desc, &given_tensors, host && !one_in(12) ? LONGROPE_DTYPE_F32 : 2 + (int32_t)below(2), host);
-    while (spoils--) spoil_backward(&given_desc, &given_tensors, host);
+    draw_backward(&given_desc, &given_tensors, &given_rotary,
+                  host && !one_in(12) ? LONGROPE_DTYPE_F32 : 2 + (int32_t)below(2), host);
+    while (spoils--) spoil_backward(&given_desc, &given_tensors, &given_rotary, host);
+    if (given_desc.rotary) given_desc.rotary = place(2, &given_rotary, sizeof given_rotary);
     desc = one_in(60) ? NULL : place(0, &given_desc, sizeof given_desc);
     tensors = one_in(60) ? NULL : place(1, &given_tensors, sizeof given_tensors);
     before();
