@@ -1,6 +1,7 @@
 /* What the kernels of attention's gradients are told, by a driver that keeps the parameters of launches. */
 #define _DEFAULT_SOURCE
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -152,6 +153,41 @@ static void packed(void) {
     CHECK(seen.attention.max_query_length == 123);
 }
 
+/* Queries and keys that were rotated: by seven pairs of neighbours, each sequence by its number. Not so by a caller of the first
+ * version, whose struct ends before. */
+static void rotated(void) {
+    const double frequencies[7] = {1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625};
+    const recorded_launch *const launch = driver.mine()->launch;
+    longrope_attention_backward_desc desc = LONGROPE_ATTENTION_BACKWARD_DESC_INIT;
+    longrope_cache_rotary_desc rotary = LONGROPE_CACHE_ROTARY_DESC_INIT;
+    longrope_frequencies given = LONGROPE_FREQUENCIES_INIT;
+    longrope_attention_backward_tensors tensors = right();
+    longrope_factor_sets *sets = NULL;
+    int i, portable;
+    given.pairs = 7;
+    given.short_frequencies = frequencies;
+    CHECK(longrope_factor_sets_from_frequencies(&given, &sets) == LONGROPE_STATUS_OK);
+    rotary.pairing = LONGROPE_PAIRING_INTERLEAVED;
+    rotary.choice_kind = LONGROPE_CHOICES_BY_INDEX;
+    rotary.sets = sets;
+    rotary.choices = at(0xb000);
+    desc.rotary = &rotary;
+    for (portable = 0; portable < 2; ++portable) {
+        const int64_t stride[4] = {300 * 6 * 129, 6 * 129, 129, 1};
+        if (portable) memcpy(tensors.q.stride, stride, sizeof stride);
+        CHECK(run(&desc, &tensors, 4 * 2 * 300 * 6 + (portable ? 0 : COUNTERS)) == 3);
+        for (i = 1; i < 3; ++i) {
+            const backward_seen seen = see_backward(&launch[i]);
+            CHECK(seen.rotates == 1 && seen.pairs == 7 && seen.interleaved == 1);
+            CHECK(seen.by_index && seen.choices == at(0xb000));
+        }
+    }
+    desc.struct_size = offsetof(longrope_attention_backward_desc, rotary);
+    CHECK(run(&desc, &tensors, 4 * 2 * 300 * 6) == 3);
+    for (i = 1; i < 3; ++i) CHECK(see_backward(&launch[i]).rotates == 0);
+    longrope_factor_sets_destroy(sets);
+}
+
 /* What there is nothing of takes no launch, and no delta without queries. */
 static void empty(void) {
     const recorded_launch *const launch = driver.mine()->launch;
@@ -198,6 +234,7 @@ int main(void) {
     CHECK(longrope_context_create(0, &context) == LONGROPE_STATUS_OK);
     without_delta();
     with_delta();
+    rotated();
     packed();
     empty();
     refused();

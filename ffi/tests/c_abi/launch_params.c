@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "launch_params.h"
-#include "params.h"
+#include "params_backward.h"
 
 static int is_of(const recorded_launch *launch, const char *kernel) {
     return strncmp(launch->kernel, kernel, strlen(kernel)) == 0;
@@ -69,6 +69,11 @@ backward_seen see_backward(const recorded_launch *launch) {
     seen.dv_is_f32 = p.dv_is_f32;
     seen.key_heads = p.key_heads;
     seen.scale = p.scale;
+    seen.rotates = p.rotates;
+    seen.pairs = p.rotary.pairs;
+    seen.interleaved = p.rotary.interleaved;
+    seen.by_index = p.rotary.choice_kind == LONGROPE_CHOICE_BY_INDEX;
+    seen.choices = p.rotary.choices;
     return seen;
 }
 

@@ -23,6 +23,9 @@ typedef struct backward_seen {
     int64_t delta_stride[3], dq_stride[4], dk_stride[4], dv_stride[4];
     int accumulate, dq_is_f32, dk_is_f32, dv_is_f32, key_heads;
     float scale;
+    /* Whether gradients are rotated; of the rotation, how many pairs, which, and by which sets. */
+    int rotates, pairs, interleaved, by_index;
+    const void *choices;
 } backward_seen;
 
 typedef struct delta_seen {

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "params.h"
+#include "params_backward.h"
 #include "recording_driver.h"
 
 enum { INVALID_VALUE = 1, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, INVALID_HANDLE = 400,
