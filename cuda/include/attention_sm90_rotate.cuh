@@ -54,11 +54,21 @@ struct RotatedWords {
     }
 };
 
+__device__ __forceinline__ uint32_t shared_word(uint32_t address) {
+    uint32_t x;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+    return x;
+}
+
+__device__ __forceinline__ void put_shared_word(uint32_t address, uint32_t x) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+
 // Rotates the 64 queries of a consumer, which are the item's from `first_row` on. `tile`: where they lie. By all of its threads.
 template <class T, class Shape>
 __device__ __forceinline__ void rotate_queries(const longrope_cache_rotary &rotary, const HopperItem &item, uint32_t tile, int first_row) {
     constexpr int kWords = Shape::kDim / 4;  // pairs of words that a row has at most
-    constexpr int kAtOnce = 128 / kWords, kExactRows = 16;
+    constexpr int kAtOnce = 128 / kWords, kExactRows = 16, kBatch = 4;
     const int thread = thread_again() % 128, word = thread % kWords;
     // Rows of 128 bytes, whose chunks of 16 bytes are swizzled; 64 dimensions after the other.
     const auto place = [&](int row, int word) {
@@ -71,20 +81,31 @@ __device__ __forceinline__ void rotate_queries(const longrope_cache_rotary &rota
         const bool has_first_tokens = position < rotary.sets.first_tokens;
         int until_exact = 0;
 #pragma unroll 1
-        for (int row = thread / kWords; row < 64; row += kAtOnce) {
-            if (until_exact == 0 || has_first_tokens) {
+        for (int row = thread / kWords; row < 64; row += kBatch * kAtOnce) {
+            // Of several rows, so that none waits for what the one before is waiting for.
+            uint32_t x[kBatch], y[kBatch];
+#pragma unroll
+            for (int i = 0; i < kBatch; ++i) {
+                x[i] = shared_word(place(row + i * kAtOnce, word));
+                y[i] = shared_word(place(row + i * kAtOnce, word + rotary.pairs / 2));
+            }
+            if (until_exact == 0) {
                 mine.go_to(rotary, item.set, word, position + row);
                 until_exact = kExactRows;
             }
-            --until_exact;
-            const uint32_t first = place(row, word), second = place(row, word + rotary.pairs / 2);
-            uint32_t x, y;
-            asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(first) : "memory");
-            asm volatile("ld.shared.u32 %0, [%1];" : "=r"(y) : "r"(second) : "memory");
-            mine.rotate(rotary, x, y, T());
-            asm volatile("st.shared.u32 [%0], %1;" ::"r"(first), "r"(x) : "memory");
-            asm volatile("st.shared.u32 [%0], %1;" ::"r"(second), "r"(y) : "memory");
-            mine.turn_on();
+            until_exact -= kBatch;
+#pragma unroll
+            for (int i = 0; i < kBatch; ++i) {
+                if (has_first_tokens && i > 0) mine.go_to(rotary, item.set, word, position + row + i * kAtOnce);
+                mine.rotate(rotary, x[i], y[i], T());
+                mine.turn_on();
+            }
+            if (has_first_tokens) until_exact = 0;
+#pragma unroll
+            for (int i = 0; i < kBatch; ++i) {
+                put_shared_word(place(row + i * kAtOnce, word), x[i]);
+                put_shared_word(place(row + i * kAtOnce, word + rotary.pairs / 2), y[i]);
+            }
         }
     }
     fence_for_tensor_cores();
