@@ -30,7 +30,7 @@ struct GradientConsumer {
 
     static __device__ __forceinline__ int lane() { return thread_again() % 32; }
     // Of the consumers' threads; and the first of the rows that it holds, of the block's.
-    static __device__ __forceinline__ int thread() { return thread_again() - 128; }
+    static __device__ __forceinline__ int thread() { return thread_again() - Shape::kFirstConsumer; }
     static __device__ __forceinline__ int row() { return thread() / 32 * 16 + lane() / 4; }
 
     template <int N>
