@@ -76,6 +76,8 @@ __device__ __forceinline__ void load_gradient_items(const longrope_attention_bac
         const auto load_rows = [&] {
             static_assert(kItemSlots == 2, "slots of items take turns as parities do");
             barrier_wait(shared.rows_empty(), turn.slot() ^ 1);
+            // Where an item has no tiles, consumers may be done with it as soon as one lane has gone on.
+            __syncwarp();
             // Where they are columns too.
             const bool is_whole = !Shape::kMakesAll || item.rows == Shape::kRows || item.tiles() <= 0 || !is_packed();
             const uint32_t full = is_whole ? shared.rows_full() : shared.cleared(kWhich);

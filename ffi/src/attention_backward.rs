@@ -106,7 +106,7 @@ pub unsafe fn read(
     // SAFETY: there is no rotation.
     let asked = unsafe { attention(&forward(&desc), tensors.q.layout.length()) }?;
     let Attention { attention, sequences, query_offsets, status, .. } = asked;
-    Ok((AttentionBackward { attention, sequences, query_offsets, status, accumulate }, tensors))
+    Ok((AttentionBackward { attention, sequences, query_offsets, status, accumulate, fast: false }, tensors))
 }
 
 /// The attention that a backward pass is one of, without options.

@@ -46,7 +46,7 @@ unsafe fn differentiate(
     backward: &AttentionBackward,
     tensors: &AttentionBackwardTensors,
 ) -> Result<(), Failure> {
-    let AttentionBackward { attention, sequences, query_offsets, status, accumulate } = *backward;
+    let AttentionBackward { attention, sequences, query_offsets, status, accumulate, .. } = *backward;
     let query_offset = attention.query_offset;
     let told = Told { sequences, query_offset, query_offsets, q: &tensors.q, k: &tensors.k };
     for index in 0..told.count() {
