@@ -155,12 +155,18 @@ __device__ __forceinline__ void load_column_numbers(const longrope_attention_bac
                 if (lane() == 0) barrier_arrive(shared.column_full(which, slot));
             };
             write(0, first.slot(), first.parity(), exponent);
-            write(1, second.slot(), second.parity(), delta);
+            if constexpr (Shape::kFirstStages == Shape::kSecondStages) {
+                // One number of a place is enough.
+                write(1, first.slot(), first.parity(), delta);
+            } else {
+                write(1, second.slot(), second.parity(), delta);
+                second.next();
+            }
             first.next();
-            second.next();
             tile = item.template after<Shape>(tile);
             if (tile == item.start) ++member;
         }
+        turn.find_again();
         __syncwarp();
         if (lane() == 0) barrier_arrive(shared.item_empty(turn.slot()));
     }
