@@ -77,7 +77,14 @@ pub struct AttentionBackwardTensors {
 impl AttentionBackward {
     /// The backward pass over sequences that are the batch dimension.
     pub fn new(attention: descriptor::Attention) -> Self {
-        Self { attention, sequences: Sequences::Dense, query_offsets: None, status: None, accumulate: false, fast: false }
+        Self {
+            attention,
+            sequences: Sequences::Dense,
+            query_offsets: None,
+            status: None,
+            accumulate: false,
+            fast: false,
+        }
     }
 
     /// Whether the arguments mean something, be it offered or not: all that is [`Error::Argument`] in
@@ -283,7 +290,8 @@ impl AttentionBackward {
             .then(|| FastPlan::new(tensors, params, self.sequences, longest, key_blocks))
             .flatten();
         let delta_bytes = if is_needed { delta_bytes } else { 0 };
-        let needs = [hopper.as_ref().map(HopperPlan::workspace_bytes), fast.as_ref().map(FastPlan::workspace_bytes)];
+        let needs =
+            [hopper.as_ref().map(HopperPlan::workspace_bytes), fast.as_ref().map(FastPlan::workspace_bytes)];
         let (delta_bytes, workspace_bytes) = match needs.into_iter().flatten().max() {
             Some(bytes) => {
                 let delta_bytes = delta_bytes.next_multiple_of(16);

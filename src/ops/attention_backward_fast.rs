@@ -191,9 +191,8 @@ impl<'a> FastPlan<'a> {
         let group = params.attention.group as usize;
         let (batch, key_head) = (part.batch.start, part.key_heads.start);
         let at = |address: u64, strides: &[i64], head: usize, size: usize| {
-            let elements = (batch as i64)
-                .wrapping_mul(strides[0])
-                .wrapping_add((head as i64).wrapping_mul(strides[2]));
+            let elements =
+                (batch as i64).wrapping_mul(strides[0]).wrapping_add((head as i64).wrapping_mul(strides[2]));
             address.wrapping_add_signed(elements.wrapping_mul(size as i64))
         };
         let AttentionBackwardTensors { dq, dk, dv, .. } = self.tensors;
@@ -234,4 +233,158 @@ fn together([batch, heads]: [usize; 2], one: usize, bounds: SlabBounds) -> Optio
         true => [batch.max(1), equal(heads, fit / batch.max(1))],
         false => [equal(batch, fit), 1],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptor::{Attention, Layout};
+    use crate::ops::{AttentionBackward, Packed, Starts};
+
+    const GIB: usize = 1 << 30;
+
+    #[test]
+    fn as_many_heads_as_fit_share_the_slab() {
+        for ([batch, heads], one, expected) in [
+            // All.
+            ([1, 16], 8 << 20, Some([1, 16])),
+            ([8, 16], 1 << 20, Some([8, 16])),
+            // Some heads of the whole batch, in sections of about the same size.
+            ([1, 8], GIB / 4, Some([1, 4])),
+            ([1, 9], GIB / 8, Some([1, 5])),
+            ([2, 8], GIB / 5, Some([2, 2])),
+            // A part of the batch, a head at a time.
+            ([5, 2], GIB / 4, Some([3, 1])),
+            // Not even one, but it is within what can be given; and beyond.
+            ([2, 8], 2 * GIB, Some([1, 1])),
+            ([1, 1], 3 * GIB, None),
+            // Nothing.
+            ([0, 4], 0, Some([1, 4])),
+            ([1, 4], 0, Some([1, 4])),
+        ] {
+            assert_eq!(together([batch, heads], one, BOUNDS), expected, "{batch} of {heads} heads of {one}");
+        }
+    }
+
+    fn tensors(batch: usize, length: usize, [heads, key_heads]: [usize; 2]) -> AttentionBackwardTensors {
+        let tensor = |heads, dtype, dim| DeviceTensor {
+            address: 1 << 20,
+            dtype,
+            layout: Layout::bshd(batch, length, heads, dim),
+        };
+        let (queries, keys) = (tensor(heads, Dtype::Bf16, 128), tensor(key_heads, Dtype::Bf16, 128));
+        AttentionBackwardTensors {
+            q: queries,
+            k: keys,
+            v: keys,
+            out: None,
+            lse: tensor(heads, Dtype::F32, 1),
+            delta: Some(tensor(heads, Dtype::F32, 1)),
+            d_out: queries,
+            dq: queries,
+            dk: keys,
+            dv: keys,
+        }
+    }
+
+    fn params(tensors: &AttentionBackwardTensors, sequences: usize) -> longrope_attention_backward_params {
+        let strides = |tensor: &DeviceTensor| tensor.layout.strides();
+        let mut params = longrope_attention_backward_params {
+            dq_stride: strides(&tensors.dq),
+            dk_stride: strides(&tensors.dk),
+            dv_stride: strides(&tensors.dv),
+            ..Default::default()
+        };
+        params.attention.sequences = sequences as i32;
+        params.attention.group = (tensors.q.layout.heads() / tensors.k.layout.heads()) as i32;
+        params.attention.query_offsets = 4096 as *const i64;
+        params
+    }
+
+    fn plan(
+        bounds: SlabBounds,
+        tensors: &AttentionBackwardTensors,
+        sequences: Sequences,
+    ) -> Option<FastPlan<'_>> {
+        let length = tensors.q.layout.length();
+        let (count, longest) = match sequences {
+            Sequences::Dense => (tensors.q.layout.batch(), length),
+            Sequences::Packed(packed) => (packed.count, packed.max_query_length.min(length)),
+        };
+        FastPlan::within(bounds, tensors, params(tensors, count), sequences, longest, |tiles| tiles)
+    }
+
+    #[test]
+    fn a_million_tokens_of_32_heads_need_less_than_two_and_a_half_gigabytes() {
+        let tensors = tensors(1, 1 << 20, [32, 8]);
+        let plan = plan(BOUNDS, &tensors, Sequences::Dense).expect("a slab of one key head");
+        assert_eq!(plan.together, [1, 1]);
+        assert_eq!(plan.slab_bytes, 2 * GIB);
+        // Beside it delta, an f32 a row.
+        assert!(plan.workspace_bytes() + (4 << 20) * 32 < 2_500_000_000);
+    }
+
+    #[test]
+    fn a_group_beyond_the_bound_is_not_taken() {
+        let many = tensors(1, 1 << 20, [5, 1]);
+        assert!(plan(BOUNDS, &many, Sequences::Dense).is_none());
+        let long = tensors(1, 1 << 21, [4, 1]);
+        assert!(plan(BOUNDS, &long, Sequences::Dense).is_none());
+    }
+
+    #[test]
+    fn packed_sequences_have_tiles_of_their_own() {
+        let tensors = tensors(1, 1000, [2, 1]);
+        let packed = |count| {
+            let max_query_length = 500;
+            let starts = Starts::I32;
+            Sequences::Packed(Packed { count, query_starts: 8, key_starts: 8, starts, max_query_length })
+        };
+        let plan = plan(BOUNDS, &tensors, packed(7)).expect("a small slab");
+        assert_eq!(plan.slab_tiles, 1000 / 64 + 7);
+        assert_eq!(plan.slab_bytes, 2 * (1000 / 64 + 7) * 64 * 128 * 4);
+    }
+
+    #[test]
+    fn each_part_is_of_other_sequences_and_heads_and_all_are_had() {
+        let tensors = tensors(3, 100, [6, 3]);
+        let one = 2 * 128 * 128 * 4;
+        for (several, together) in [(one, [1, 1]), (2 * one, [2, 1]), (3 * one, [3, 1]), (6 * one, [3, 2])] {
+            let bounds = SlabBounds { several, one };
+            let plan = plan(bounds, &tensors, Sequences::Dense).expect("a slab of one");
+            assert_eq!(plan.together, together);
+            let part = Part { batch: 1..3, key_heads: 2..3 };
+            let params = plan.part_of(&part, (1 << 20) as *const f32);
+            assert_eq!(
+                (params.attention.sequences, params.key_heads, params.attention.query_heads),
+                (2, 1, 2)
+            );
+            let [dq, dk] = [tensors.dq, tensors.dk].map(|tensor| tensor.layout.strides());
+            assert_eq!(params.dq as i64, (1 << 20) + 2 * (dq[0] + 4 * dq[2]));
+            assert_eq!(params.dk as i64, (1 << 20) + 2 * (dk[0] + 2 * dk[2]));
+            assert_eq!(params.attention.query_offsets as usize, 4096 + 8);
+            let q = tensors.q.part(part.batch.clone(), 4..6);
+            assert_eq!((q.address, q.layout.shape()), (params.dq as u64, [2, 100, 2, 128]));
+        }
+    }
+
+    #[test]
+    fn only_bf16_up_to_128_dimensions_is_taken() {
+        let tensors = tensors(1, 100, [2, 1]);
+        let fast = AttentionBackward { fast: true, ..AttentionBackward::new(Attention::default()) };
+        let needs = |dtype, dim| {
+            let with = |tensor: DeviceTensor| {
+                let [batch, length, heads, _] = tensor.layout.shape();
+                DeviceTensor { dtype, layout: Layout::bshd(batch, length, heads, dim), ..tensor }
+            };
+            let AttentionBackwardTensors { q, k, v, d_out, dq, dk, dv, .. } = tensors;
+            let [q, k, v, d_out, dq, dk, dv] = [q, k, v, d_out, dq, dk, dv].map(with);
+            let tensors = AttentionBackwardTensors { q, k, v, d_out, dq, dk, dv, ..tensors };
+            let slow = AttentionBackward { fast: false, ..fast };
+            fast.workspace_size(&tensors).unwrap() - slow.workspace_size(&tensors).unwrap()
+        };
+        assert_eq!(needs(Dtype::Bf16, 128), 128 + 2 * 2 * 64 * 128 * 4);
+        assert_eq!(needs(Dtype::F16, 128), 0);
+        assert_eq!(needs(Dtype::Bf16, 136), 0);
+    }
 }

@@ -33,6 +33,7 @@ pub struct Problem {
     /// Of the gradients.
     pub out_dtype: Dtype,
     pub accumulate: bool,
+    pub fast: bool,
     pub delta: Delta,
     /// Queries and keys of each sequence; all alike where they are not packed.
     pub lengths: Vec<(usize, usize)>,
@@ -256,6 +257,7 @@ impl Problem {
             query_offsets: offsets.as_ref().map(|memory| gpu.address(memory)),
             status: Some(gpu.address(&status)),
             accumulate: self.accumulate,
+            fast: self.fast,
         };
         let tensor =
             |buffer: &Option<Buffer>| -> Option<DeviceTensor> { buffer.as_ref().map(|buffer| buffer.tensor) };
