@@ -40,7 +40,7 @@ const BASE: Case = Case {
     step: 1,
 };
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 18] = [
     Case { batch: 8, length: 2048, ..BASE },
     BASE,
     Case { causal: false, ..BASE },
@@ -53,6 +53,13 @@ const CASES: [Case; 12] = [
     Case { heads: [9, 3], head_dim: 64, ..BASE },
     Case { op: "backward_f32", out_dtype: Dtype::F32, ..BASE },
     Case { op: "backward_strided", step: 2, ..BASE },
+    // Sums of any order.
+    Case { op: "fast", batch: 8, length: 2048, ..BASE },
+    Case { op: "fast", ..BASE },
+    Case { op: "fast", causal: false, ..BASE },
+    Case { op: "fast", heads: [32, 8], ..BASE },
+    Case { op: "fast", heads: [32, 32], head_dim: 64, ..BASE },
+    Case { op: "fast", head_dim: 96, ..BASE },
     Case { op: "backward_short", length: 512, heads: [9, 3], head_dim: 64, ..BASE },
 ];
 
@@ -116,7 +123,7 @@ fn backward(gpu: &Gpu, measurements: &mut Measurements<'_>, case: &Case) {
         dv: output(2),
     };
     let descriptor = descriptor::Attention { causal: case.causal, ..descriptor::Attention::default() };
-    let backward = AttentionBackward::new(descriptor);
+    let backward = AttentionBackward { fast: case.op == "fast", ..AttentionBackward::new(descriptor) };
     let bytes = backward.workspace_size(&tensors).expect("a supported case");
     let scratch = gpu.zeros(bytes.max(1));
     let workspace = Workspace { address: gpu.address(&scratch), bytes };

@@ -22,99 +22,22 @@
 // Sums do not drift. These tensor cores cut off as they accumulate, so every kFoldTiles tiles a consumer adds its sums to those of its
 // own in device memory, where they are rounded, and starts from zero.
 //
-// Shared memory, in bytes, D the padded head dimension: A and A', 64 kConsumers D 2 each; B and B', kStages kColumns D 2 each. Tiles
-// are parts of 64 dimensions, each of rows of 128 bytes (wgmma.cuh). Behind them, where gradients are rotated, 8 (D + 8) 4 for each
-// warp that computes.
+// Shared memory, in bytes, D the padded head dimension: A and A', 64 kConsumers D 2 each; B and B', kFirstStages kColumns D 2 each. Tiles
+// are parts of 64 dimensions, each of rows of 128 bytes (wgmma.cuh). Behind them, where gradients are rotated, 8 (D + 8) 4 for each warp that computes.
 #pragma once
 
+#include "attention_backward_sm90_block.cuh"
 #include "attention_backward_sm90_consumer.cuh"
-#include "attention_backward_sm90_load.cuh"
 
 namespace longrope {
 
-// Where things lie in shared memory, and the barriers of what is filled and emptied in turn. `which`: 0 of logits, 1 of dP.
-//
-//   barrier         arrivals of a phase                              who waits
-//   column_full     its loader (with its bytes), the numbers' warp   consumers
-//   column_empty    warps of consumers, when they have read the      its loader, the numbers' warp
-//                   numbers, and the last product has ended
-//   rows_full       loaders (with their bytes), for every item       consumers
-//   rows_empty      warps of consumers, when all x and d of an item  loaders
-//                   are there
-//   item_full       the thread that draws                            all
-//   item_empty      warps of consumers, loaders, numbers' warp       the thread that draws
-//   cleared         its loader (with its bytes)                      its loader
-//
-// Who waits for a phase has waited for all before it, so that none is taken for another of its parity.
-template <class Shape>
-struct GradientShared {
-    uint32_t tiles, barriers;
-
-    static constexpr int kStages = Shape::kStages;
-    static constexpr int kBarriers = 4 * kStages + 2 * kItemSlots + 4;
-
-    __device__ __forceinline__ GradientShared(const char *dynamic, const uint64_t *barrier_words) {
-        tiles = (shared_address(dynamic) + 1023) / 1024 * 1024;
-        barriers = shared_address(barrier_words);
-    }
-
-    __device__ __forceinline__ uint32_t row_tile(int which) const { return tiles + which * Shape::kRowBytes; }
-    __device__ __forceinline__ uint32_t column_tile(int which, int slot) const {
-        return tiles + 2 * Shape::kRowBytes + (which * kStages + slot) * Shape::kTileBytes;
-    }
-
-    // Where a warp that computes stages gradients; there only where they are rotated.
-    __device__ __forceinline__ typename Shape::Staged staged(int warp) const {
-        const uint32_t at = tiles + Shape::kSharedBytes - 1024 + warp * Shape::Staged::kBytes;
-        return {static_cast<float *>(__cvta_shared_to_generic(at))};
-    }
-
-    __device__ __forceinline__ uint32_t barrier(int number) const { return barriers + 8 * number; }
-    __device__ __forceinline__ uint32_t column_full(int which, int slot) const { return barrier(which * kStages + slot); }
-    __device__ __forceinline__ uint32_t column_empty(int which, int slot) const { return barrier((2 + which) * kStages + slot); }
-    __device__ __forceinline__ uint32_t item_full(int slot) const { return barrier(4 * kStages + slot); }
-    __device__ __forceinline__ uint32_t item_empty(int slot) const { return barrier(4 * kStages + kItemSlots + slot); }
-    __device__ __forceinline__ uint32_t rows_full() const { return barrier(kBarriers - 4); }
-    __device__ __forceinline__ uint32_t rows_empty() const { return barrier(kBarriers - 3); }
-    __device__ __forceinline__ uint32_t cleared(int which) const { return barrier(kBarriers - 2 + which); }
-
-    // By one thread.
-    __device__ __forceinline__ void set_up() const {
-        for (int which = 0; which < 2; ++which) {
-            for (int slot = 0; slot < kStages; ++slot) {
-                barrier_init(column_full(which, slot), Shape::kOfKeys ? 2 : 1);
-                barrier_init(column_empty(which, slot), 4 * Shape::kConsumers);
-            }
-        }
-        for (int slot = 0; slot < kItemSlots; ++slot) {
-            barrier_init(item_full(slot), 1);
-            barrier_init(item_empty(slot), 4 * Shape::kConsumers + (Shape::kOfKeys ? 3 : 2));
-        }
-        barrier_init(rows_full(), 2);
-        barrier_init(rows_empty(), 4 * Shape::kConsumers);
-        barrier_init(cleared(0), 1);
-        barrier_init(cleared(1), 1);
-        barrier_init_done();
-    }
-};
-
-template <bool kValue>
-struct Choice {
-    static constexpr bool value = kValue;
-};
-
-// What a consumer does: `group` counts them.
+// What a consumer does.
 template <class T, class Shape>
 __device__ __forceinline__ void sum_gradients(const longrope_attention_backward_sm90_params &h, const GradientShared<Shape> &shared,
-                                              const GradientItem *items, const float *numbers, int group) {
+                                              const GradientItem *items, const float *numbers) {
     constexpr bool kOfKeys = Shape::kOfKeys;
-    constexpr int kStages = Shape::kStages;
+    constexpr int kStages = Shape::kFirstStages;
     const longrope_attention_backward_params &b = h.backward;
-    // By every warp.
-    const auto release = [](uint32_t barrier) {
-        __syncwarp();
-        if (thread_again() % 32 == 0) barrier_arrive(barrier);
-    };
     PackedTurn<kItemSlots> turn;
     Turn<kStages> column;
     GradientConsumer<T, Shape> mine;
@@ -218,42 +141,22 @@ __device__ __forceinline__ void sum_gradients(const longrope_attention_backward_
         } else {
             release(shared.rows_empty());
         }
-        mine.store_all(b, item, shared.staged(thread_again() / 32 - 4));
+        if (b.rotates) {
+            mine.store_all_rotated(b, item, shared.staged(thread_again() / 32 - 4));
+        } else {
+            mine.store_all(b, item);
+        }
         release(shared.item_empty(turn.slot()));
     }
 }
 
 template <class T, class Shape>
-__device__ __forceinline__ void differentiate_on_hopper(const longrope_attention_backward_sm90_params &h) {
-    extern __shared__ __align__(1024) char shared_bytes[];
-    __shared__ GradientItem items[kItemSlots];
-    __shared__ ItemFinder finder;
-    __shared__ int cleared[2];  // parities of the barriers for tiles that are cleared in part
-    __shared__ __align__(8) uint64_t barriers[GradientShared<Shape>::kBarriers];
-    __shared__ __align__(8) float numbers[Shape::kOfKeys ? 2 * Shape::kStages * Shape::kColumns : 2];
-    const GradientShared<Shape> shared(shared_bytes, barriers);
-    const int thread = threadIdx.x;
-    if (thread == 0) {
-        shared.set_up();
-        cleared[0] = cleared[1] = 0;
+struct GradientSums {
+    static __device__ __forceinline__ void run(const longrope_attention_backward_sm90_params &h, const GradientShared<Shape> &shared,
+                                               const GradientItem *items, const float *numbers) {
+        sum_gradients<T, Shape>(h, shared, items, numbers);
     }
-    __syncthreads();
-    if (thread < 128) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Shape::kLoaderRegisters));
-        if (thread < 32) {
-            load_gradient_items<Shape, 0>(h, shared, items, cleared[0]);
-        } else if (thread == 32) {
-            draw_gradient_items<Shape>(h, shared, items, finder);
-        } else if (thread >= 96) {
-            load_gradient_items<Shape, 1>(h, shared, items, cleared[1]);
-        } else if (Shape::kOfKeys && thread >= 64) {
-            load_column_numbers<T, Shape>(h, shared, items, numbers);
-        }
-    } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shape::kConsumerRegisters));
-        sum_gradients<T, Shape>(h, shared, items, numbers, thread / 128 - 1);
-    }
-}
+};
 
 }  // namespace longrope
 
@@ -261,9 +164,9 @@ __device__ __forceinline__ void differentiate_on_hopper(const longrope_attention
 #define LONGROPE_ATTENTION_BACKWARD_SM90(name, T, QueryShape, KeyShape)                                                    \
     extern "C" __global__ void __launch_bounds__(QueryShape::kThreads, 1)                                                  \
         longrope_attention_backward_queries_##name(const __grid_constant__ longrope_attention_backward_sm90_params p) {    \
-        longrope::differentiate_on_hopper<T, QueryShape>(p);                                                               \
+        longrope::differentiate_on_hopper<T, QueryShape, longrope::GradientSums<T, QueryShape>>(p);                        \
     }                                                                                                                      \
     extern "C" __global__ void __launch_bounds__(KeyShape::kThreads, 1)                                                    \
         longrope_attention_backward_keys_##name(const __grid_constant__ longrope_attention_backward_sm90_params p) {       \
-        longrope::differentiate_on_hopper<T, KeyShape>(p);                                                                 \
+        longrope::differentiate_on_hopper<T, KeyShape, longrope::GradientSums<T, KeyShape>>(p);                            \
     }

@@ -30,7 +30,7 @@ struct GradientConsumer {
 
     static __device__ __forceinline__ int lane() { return thread_again() % 32; }
     // Of the consumers' threads; and the first of the rows that it holds, of the block's.
-    static __device__ __forceinline__ int thread() { return thread_again() - 128; }
+    static __device__ __forceinline__ int thread() { return thread_again() - Shape::kFirstConsumer; }
     static __device__ __forceinline__ int row() { return thread() / 32 * 16 + lane() / 4; }
 
     template <int N>
@@ -265,22 +265,25 @@ struct GradientConsumer {
         }
     }
 
-    // Writes all gradients of an item. `staged`: of this warp, for those that are rotated.
-    __device__ __forceinline__ void store_all(const longrope_attention_backward_params &b, const GradientItem &item,
-                                              const typename Shape::Staged &staged) {
+    // Writes all gradients of an item.
+    __device__ __forceinline__ void store_all(const longrope_attention_backward_params &b, const GradientItem &item) {
         const float bias = exp2f(-kWeightBias<T>);
         if constexpr (kOfKeys) {
             store(of_weights, b.dv, item.out_at[1], b.dv_stride[1], b.dv_is_f32, b, bias, item.rows);
-        }
-        void *const out = kOfKeys ? b.dk : b.dq;
-        const int64_t row_stride = kOfKeys ? b.dk_stride[1] : b.dq_stride[1];
-        const bool is_f32 = kOfKeys ? b.dk_is_f32 : b.dq_is_f32;
-        if (b.rotates) {
-            const GradientOut to(out, item.out_at[0], row_stride, is_f32, b.accumulate);
-            store_rotated(of_logits, to, b, b.scale * bias, item, staged);
+            store(of_logits, b.dk, item.out_at[0], b.dk_stride[1], b.dk_is_f32, b, b.scale * bias, item.rows);
         } else {
-            store(of_logits, out, item.out_at[0], row_stride, is_f32, b, b.scale * bias, item.rows);
+            store(of_logits, b.dq, item.out_at[0], b.dq_stride[1], b.dq_is_f32, b, b.scale * bias, item.rows);
         }
+    }
+
+    // The same with the transpose of the rotation. `staged`: of this warp.
+    __device__ __forceinline__ void store_all_rotated(const longrope_attention_backward_params &b, const GradientItem &item,
+                                                      const typename Shape::Staged &staged) {
+        const float bias = exp2f(-kWeightBias<T>);
+        if constexpr (kOfKeys) store(of_weights, b.dv, item.out_at[1], b.dv_stride[1], b.dv_is_f32, b, bias, item.rows);
+        const GradientOut to(kOfKeys ? b.dk : b.dq, item.out_at[0], kOfKeys ? b.dk_stride[1] : b.dq_stride[1],
+                             kOfKeys ? b.dk_is_f32 : b.dq_is_f32, b.accumulate);
+        store_rotated(of_logits, to, b, b.scale * bias, item, staged);
     }
 };
 

@@ -17,13 +17,16 @@ struct GradientShape {
     static constexpr int kDim = kDim_;               // padded head dimension
     static constexpr int kConsumers = kConsumers_;   // warpgroups that compute
     static constexpr int kColumns = kColumns_;       // columns a tile
-    static constexpr int kStages = kStages_;         // pairs of tiles of columns in shared memory
+    static constexpr int kFirstStages = kStages_;    // tiles of columns in shared memory, of what makes the logits
+    static constexpr int kSecondStages = kStages_;   // and of what makes dP
+    static constexpr bool kMakesAll = false;         // whether it adds to dQ too
     static constexpr int kRows = 64 * kConsumers;    // rows a block
     static constexpr int kThreads = 128 * (kConsumers + 1);
+    static constexpr int kFirstConsumer = 128;       // thread
     static constexpr int kSums = kOfKeys ? 2 : 1;    // gradients
     static constexpr int kRowBytes = kRows * kDim * 2, kTileBytes = kColumns * kDim * 2;
     // 1 KiB for the alignment of tiles.
-    static constexpr int kSharedBytes = 1024 + 2 * kRowBytes + 2 * kStages * kTileBytes;
+    static constexpr int kSharedBytes = 1024 + 2 * kRowBytes + 2 * kStages_ * kTileBytes;
     // Behind them, where gradients are rotated: for each warp that computes.
     using Staged = StagedGradient<kDim, kTurnedRows, 32>;
     static constexpr int kRotatingBytes = kSharedBytes + 4 * kConsumers * Staged::kBytes;
@@ -51,13 +54,22 @@ struct GradientItem {
     int see_first, see_end;      // the columns of row 0
     int first, end;              // tiles of columns with one of some row
     int full_first, full_end;    // tiles of columns that all are of all rows
+    int start;                   // the tile that is the first
+    int slab_tile;               // tile of column 0 of the first head, where dQ is added to
     bool is_last;                // no item, but the end of them
 
     __device__ __forceinline__ int tiles() const { return end - first; }
 
-    // The tiles, by what else is known.
+    // The tile after another; after the last that there is again the first one. From the last on downwards, or upwards from any.
     template <class Shape>
-    __device__ __forceinline__ void find_tiles() {
+    __device__ __forceinline__ int after(int tile) const {
+        if (Shape::kMakesAll) return tile + 1 == end ? first : tile + 1;
+        return tile == first ? end - 1 : tile - 1;
+    }
+
+    // The tiles, by what else is known. `row`: the first in its sequence.
+    template <class Shape>
+    __device__ __forceinline__ void find_tiles(int64_t row) {
         const auto within = [&](int column) { return min(max(column, 0), columns); };
         const int top_end = within(see_end), bottom_first = within(see_first + rows - 1);
         const int top_first = within(see_first), bottom_end = within(see_end + rows - 1);
@@ -67,6 +79,15 @@ struct GradientItem {
         full_end = top_end / Shape::kColumns;
         // Queries that do not exist have no weights anyway.
         if (Shape::kOfKeys && top_end == columns) full_end = end;
+        start = end - 1;
+        if (Shape::kMakesAll) {
+            // Keys that do not exist are hidden too: they add to dQ.
+            if (rows < Shape::kRows) full_end = full_first;
+            // Blocks that run side by side begin one after the other, as under a causal mask: they read the same tiles within a short
+            // time, but do not add to the same one.
+            const int64_t own = row / Shape::kColumns;
+            start = own > first && own < end ? static_cast<int>(own) : first;
+        }
     }
 };
 
@@ -83,13 +104,13 @@ __device__ __forceinline__ int64_t element_at(const int64_t *stride, int batch, 
 // Writes what an item has of a block, beside `first_row` and `rows`.
 template <class Shape>
 __device__ __forceinline__ void fill_item(const longrope_attention_backward_params &b, const AttentionBlock &block, GradientItem &item,
-                                          int64_t see_first, int64_t see_end) {
+                                          int64_t first, int64_t see_first, int64_t see_end) {
     // Beyond this, a row sees everything or nothing.
     constexpr int64_t kFar = 1 << 30;
     item.see_first = static_cast<int>(clamp(see_first, -kFar, kFar));
     item.see_end = static_cast<int>(clamp(see_end, -kFar, kFar));
     item.columns = static_cast<int>(Shape::kOfKeys ? block.query_length : block.key_length);
-    item.template find_tiles<Shape>();
+    item.template find_tiles<Shape>(first);
     one_by_one();
     item.batch = static_cast<int>(block.batch);
     item.row_head = block.head;
@@ -107,6 +128,16 @@ __device__ __forceinline__ void fill_item(const longrope_attention_backward_para
     item.delta_at = element_at(b.delta_stride, item.batch, query, head);
 }
 
+// The tile of a slab of dQ in which the queries of a sequence and head begin.
+template <class Shape>
+__device__ __forceinline__ int first_slab_tile(const longrope_attention_backward_sm90_params &h, const AttentionBlock &block,
+                                               int sequence, int head) {
+    const longrope_attention_params &p = h.backward.attention;
+    int64_t tile = (block.batch * p.query_heads + head) * h.slab_tiles;
+    if (p.sequence_kind == LONGROPE_SEQUENCES_PACKED) tile += block.query_start / Shape::kColumns + sequence;
+    return static_cast<int>(tile);
+}
+
 // Finds the items of a number: for dQ a tile of queries, in the order of AttentionBlock; for dK and dV every `key_blocks`-th tile of
 // keys of a sequence, as in the portable kernel, those with the first keys, which under a causal mask the most queries see, first.
 // Lies in shared memory, for want of registers.
@@ -115,6 +146,7 @@ struct ItemFinder {
     int set;          // of the sequence's factors, by its number
     int64_t key;      // the first of the next tile of keys of the number
     uint32_t number;  // to be taken next
+    int sequence;     // of the number that was taken, where dQ is added to a slab
     bool is_taken;    // whether the number before may have more items
 
     // Takes a number; returns whether there may be something to do for it.
@@ -127,6 +159,7 @@ struct ItemFinder {
             taken /= blocks;
             block.head = static_cast<int>(taken % heads);
             block.first_query = 0;
+            if (Shape::kMakesAll) sequence = static_cast<int>(taken / heads);
             block.read_sequence(p, taken / heads);
             taken /= heads;
         } else {
@@ -150,7 +183,8 @@ struct ItemFinder {
 
     // Writes the next item of the number that was taken, if there is one.
     template <class Shape>
-    __device__ __forceinline__ bool next(const longrope_attention_backward_params &b, GradientItem &item) {
+    __device__ __forceinline__ bool next(const longrope_attention_backward_sm90_params &h, GradientItem &item) {
+        const longrope_attention_backward_params &b = h.backward;
         const int64_t first = Shape::kOfKeys ? key : block.first_query;
         const int64_t rows = rows_left<Shape>();
         if (rows <= 0) return false;
@@ -162,10 +196,14 @@ struct ItemFinder {
         one_by_one();
         if (Shape::kOfKeys) {
             // Query c sees key r if limits.first <= r - c < limits.end.
-            fill_item<Shape>(b, block, item, first - block.limits.end + 1, first - block.limits.first + 1);
+            fill_item<Shape>(b, block, item, first, first - block.limits.end + 1, first - block.limits.first + 1);
+            if (Shape::kMakesAll) {
+                one_by_one();
+                item.slab_tile = first_slab_tile<Shape>(h, block, sequence, item.column_head);
+            }
             key += b.key_blocks * Shape::kRows;
         } else {
-            fill_item<Shape>(b, block, item, block.limits.first, block.limits.end);
+            fill_item<Shape>(b, block, item, first, block.limits.first, block.limits.end);
             block.first_query = block.query_length;  // no more than one
         }
         return true;
@@ -182,7 +220,7 @@ __device__ __forceinline__ void draw_gradient_items(const longrope_attention_bac
     for (bool is_last = false; !is_last; turn.next()) {
         barrier_wait(shared.item_empty(turn.slot()), turn.parity() ^ 1);
         GradientItem &item = items[turn.slot()];
-        while (!(finder.is_taken && finder.next<Shape>(h.backward, item))) {
+        while (!(finder.is_taken && finder.next<Shape>(h, item))) {
             const uint32_t taken = finder.number;
             is_last = taken >= h.items;
             if (is_last) break;

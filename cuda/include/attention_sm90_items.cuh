@@ -67,6 +67,8 @@ public:
     __device__ __forceinline__ int slot() const { return state >= kSlots ? state - kSlots : state; }
     __device__ __forceinline__ int parity() const { return state >= kSlots; }
     __device__ __forceinline__ void next() { state = state + 1 == 2 * kSlots ? 0 : state + 1; }
+    // What follows from it is found anew after this place, and holds no register before.
+    __device__ __forceinline__ void find_again() { asm volatile("" : "+r"(state)); }
 };
 
 // Items that are known ahead.

@@ -48,6 +48,13 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&x)[4], uint3
                  : "memory");
 }
 
+// Writes such matrices, as load_matrices reads them (sm_90).
+__device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t (&low)[2], const uint32_t (&high)[2]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(low[0]), "r"(low[1]),
+                 "r"(high[0]), "r"(high[1])
+                 : "memory");
+}
+
 // Two f32 rounded to 16 bits, `lo` in the lower half.
 __device__ __forceinline__ uint32_t pack(float lo, float hi, __nv_bfloat16) {
     uint32_t packed;

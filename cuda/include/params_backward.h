@@ -73,6 +73,11 @@ typedef struct longrope_attention_backward_sm90_params {
     /* Blocks of rows, of all heads and sequences. */
     uint32_t items;
     int32_t padding;
+    /* Where the kernel that makes all gradients adds those of queries before the scale, zeros before: f32 [batch][heads][slab_tiles]
+     * tiles of queries, each as its threads hold it. A packed sequence begins a tile at its number plus the whole tiles before its
+     * first row. Blocks of a sequence and head that read it, each every so many-th tile: `backward.attention.tiles`. */
+    float *slab;
+    int64_t slab_tiles;
 } longrope_attention_backward_sm90_params;
 
 #endif

@@ -98,6 +98,22 @@ __device__ __forceinline__ void hold(float (&x)[N]) {
                      : "r"(low[0]), "r"(low[1]), "r"(high[0]), "r"(high[1]), "l"(b));                                      \
     }
 
+// D[64][N] = A B, or D += A B; both from shared memory, read along their columns: A has 16 rows of 64 there, the columns of which
+// are the rows of the product.
+#define LONGROPE_WGMMA_ACROSS(N, Type, type, names, inputs, outputs, a_name, b_name)                                        \
+    __device__ __forceinline__ void wgmma_product_across(float (&d)[N / 2], uint64_t a, uint64_t b, Type) {                 \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type   \
+                     " {" names "}, " a_name ", " b_name ", p, 1, 1, 1, 1; }"                                              \
+                     : outputs                                                                                             \
+                     : "l"(a), "l"(b));                                                                                    \
+    }                                                                                                                      \
+    __device__ __forceinline__ void wgmma_add_across(float (&d)[N / 2], uint64_t a, uint64_t b, Type) {                     \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type " {" names "}, " a_name ", " b_name    \
+                     ", 1, 1, 1, 1, 1;"                                                                                    \
+                     : inputs                                                                                              \
+                     : "l"(a), "l"(b));                                                                                    \
+    }
+
 #define LONGROPE_WGMMA(Type, type)                                                                                         \
     LONGROPE_WGMMA_LOGITS(64, Type, type, LONGROPE_NAMES_32, LONGROPE_D32(d, 0), "%32", "%33", "%34")                      \
     LONGROPE_WGMMA_LOGITS(80, Type, type, LONGROPE_NAMES_40, LONGROPE_D40(d), "%40", "%41", "%42")                         \
@@ -110,6 +126,7 @@ __device__ __forceinline__ void hold(float (&x)[N]) {
     LONGROPE_WGMMA_PRODUCT(96, Type, type, LONGROPE_NAMES_48, LONGROPE_R48("=f", d), "%48", "%49")                         \
     LONGROPE_WGMMA_PRODUCT(112, Type, type, LONGROPE_NAMES_56, LONGROPE_R56("=f", d), "%56", "%57")                        \
     LONGROPE_WGMMA_PRODUCT(128, Type, type, LONGROPE_NAMES_64, LONGROPE_R64("=f", d), "%64", "%65")                        \
+    LONGROPE_WGMMA_ACROSS(64, Type, type, LONGROPE_NAMES_32, LONGROPE_D32(d, 0), LONGROPE_R32("=f", d, 0), "%32", "%33")   \
     LONGROPE_WGMMA_ADD(64, Type, type, LONGROPE_NAMES_32, LONGROPE_D32(d, 0), "%32, %33, %34, %35", "%36")                 \
     LONGROPE_WGMMA_ADD(128, Type, type, LONGROPE_NAMES_64, LONGROPE_D64(d), "%64, %65, %66, %67", "%68")                   \
     LONGROPE_WGMMA_ADD(256, Type, type, LONGROPE_NAMES_128, LONGROPE_D128(d), "%128, %129, %130, %131", "%132")

@@ -526,7 +526,7 @@ typedef struct longrope_attention_backward_desc {
     uint32_t struct_size;
     int32_t causal;               /* this and what follows: as in longrope_attention_desc */
     float scale;
-    uint32_t flags;               /* none is defined yet */
+    uint32_t flags;               /* LONGROPE_ATTENTION_BACKWARD_FAST, or 0 */
     int64_t window;
     int64_t query_offset;
     int64_t key_offset;
@@ -547,6 +547,11 @@ typedef struct longrope_attention_backward_desc {
                                    * none of a set sets LONGROPE_BAD_CHOICE, and no gradient of that sequence is written.
                                    * NULL: they were not */
 } longrope_attention_backward_desc;
+
+/* In `flags`: sums may have any order, where a kernel makes use of it: those of compute capability 9.0, for BF16 and a head
+ * dimension of at most 128 without `rotary`, unless the query heads of a key head would need more than 2 GiB. It is faster.
+ * The bits of dq may then differ from run to run, within the same bounds. */
+#define LONGROPE_ATTENTION_BACKWARD_FAST 1u
 
 #define LONGROPE_ATTENTION_BACKWARD_DESC_INIT \
     { sizeof(longrope_attention_backward_desc), 0, 0.0f, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0, 0, \
@@ -575,7 +580,8 @@ LONGROPE_API longrope_status longrope_attention_backward_supported(const longrop
                                                                    const longrope_attention_backward_tensors *tensors);
 
 /* How much scratch memory a run needs, whatever the GPU: 4 bytes for each query of each head where there is no delta, and at
- * most some 20 MB for the kernels of compute capability 9.0, where they take the tensors. Pure. */
+ * most some 20 MB for the kernels of compute capability 9.0, where they take the tensors; with LONGROPE_ATTENTION_BACKWARD_FAST
+ * an F32 of each element of dq too, of as many heads as fit in 1 GiB. Pure. */
 LONGROPE_API longrope_status
 longrope_attention_backward_workspace_size(const longrope_attention_backward_desc *desc,
                                            const longrope_attention_backward_tensors *tensors, size_t *bytes);

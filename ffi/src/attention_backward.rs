@@ -12,6 +12,9 @@ use crate::status::{Failure, guard};
 use crate::tensor::{optional, tensor};
 use crate::{cache, context};
 
+/// `LONGROPE_ATTENTION_BACKWARD_FAST`.
+const FAST: u32 = 1;
+
 /// Whether a backward pass can be launched.
 ///
 /// # Safety
@@ -103,6 +106,13 @@ pub unsafe fn read<'a>(
         other => return Err(Failure::argument(name("accumulate"), other, "0 or 1")),
     };
     arguments::unused(name("reserved"), desc.reserved == 0, "this version")?;
+    let fast = match desc.flags {
+        0 => false,
+        FAST => true,
+        other => {
+            return Err(Failure::argument(name("flags"), other, "0 or LONGROPE_ATTENTION_BACKWARD_FAST (1)"));
+        }
+    };
     let rotary = match desc.rotary.is_null() {
         true => None,
         // SAFETY: by this function's contract.
@@ -111,7 +121,7 @@ pub unsafe fn read<'a>(
     // SAFETY: there is no rotation.
     let asked = unsafe { attention(&forward(&desc), tensors.q.layout.length()) }?;
     let Attention { attention, sequences, query_offsets, status, .. } = asked;
-    Ok((AttentionBackward { attention, sequences, query_offsets, status, accumulate, rotary }, tensors))
+    Ok((AttentionBackward { attention, sequences, query_offsets, status, accumulate, rotary, fast }, tensors))
 }
 
 /// The attention that a backward pass is one of, without options.
@@ -121,7 +131,7 @@ fn forward(desc: &AttentionBackwardDesc) -> AttentionDesc {
         struct_size: size_of::<AttentionDesc>() as u32,
         causal: desc.causal,
         scale: desc.scale,
-        flags: desc.flags,
+        flags: 0,
         window: desc.window,
         query_offset: desc.query_offset,
         key_offset: desc.key_offset,

@@ -1,5 +1,7 @@
 //! Tensors in device memory.
 
+use std::ops::Range;
+
 use crate::descriptor::Layout;
 
 /// An address in device memory, as the driver's `CUdeviceptr`.
@@ -38,6 +40,20 @@ pub struct DeviceTensor {
 }
 
 impl DeviceTensor {
+    /// Some sequences of the batch, and some heads of them.
+    pub(crate) fn part(&self, batch: Range<usize>, heads: Range<usize>) -> Self {
+        let [_, length, _, head_dim] = self.layout.shape();
+        let strides = self.layout.strides();
+        let first = (batch.start as i64)
+            .wrapping_mul(strides[0])
+            .wrapping_add((heads.start as i64).wrapping_mul(strides[2]));
+        Self {
+            address: self.address.wrapping_add_signed(first.wrapping_mul(self.dtype.size() as i64)),
+            layout: Layout::strided([batch.len(), length, heads.len(), head_dim], strides),
+            ..*self
+        }
+    }
+
     /// Whether every 16 bytes along the head dimension can be read at once: unit stride there, and a first element and
     /// strides that keep the alignment.
     pub(crate) fn is_vectorizable(&self) -> bool {

@@ -8,6 +8,7 @@ use crate::ops::attention_arguments::{
     Arguments, Sequences, blocks_of, check_address, check_dtype, check_row_numbers, pointer, row_strides,
     section_heads, unsupported_head_dim,
 };
+use crate::ops::attention_backward_fast::FastPlan;
 use crate::ops::attention_backward_hopper::HopperPlan;
 use crate::ops::attention_backward_kernels::{self as kernels, Kernels};
 use crate::ops::attention_delta::AttentionDelta;
@@ -46,6 +47,11 @@ pub struct AttentionBackward<'a> {
     /// `gain Rᵀ` of its global position, and are added as such. One set is that of a sequence's queries and keys; it is as long as
     /// its last query says ([`CacheChoices::ByLength`](super::CacheChoices::ByLength)). An angle is within 3e-6 of the exact one.
     pub rotary: Option<CacheRotary<'a>>,
+    /// Allows sums whose order is not given, where a kernel makes use of it: on Hopper for bf16 queries and a head dimension up to
+    /// 128, without `rotary`, and unless the query heads of a key head would need more than 2 GiB of the workspace. Then the bits of dQ may differ from
+    /// run to run, within the same bounds. It is faster, and needs more workspace: an f32 of each element of dQ, of as many
+    /// heads as fit in 1 GiB.
+    pub fast: bool,
 }
 
 /// What the backward pass reads and writes. Queries and what belongs to them are `[batch, query_length, query_heads, head_dim]`,
@@ -84,6 +90,7 @@ impl<'a> AttentionBackward<'a> {
             status: None,
             accumulate: false,
             rotary: None,
+            fast: false,
         }
     }
 
@@ -151,8 +158,12 @@ impl<'a> AttentionBackward<'a> {
             // SAFETY: the result lies in the workspace, which was checked; the rest is the caller's promise.
             unsafe { delta.run(context, stream) }?;
         }
+        let rest = workspace.address + plan.delta_bytes as u64;
+        if let Some(fast) = plan.fast.filter(|fast| fast.is_there(context)) {
+            // SAFETY: the workspace has the bytes that are needed; the rest is the caller's promise.
+            return unsafe { fast.launch(context, plan.params.delta, rest, stream) };
+        }
         if let Some(hopper) = plan.hopper.filter(|hopper| hopper.is_there(context)) {
-            let rest = workspace.address + plan.delta_bytes as u64;
             // SAFETY: the workspace has the bytes that are needed; the rest is the caller's promise.
             return unsafe { hopper.launch(context, plan.params.delta, rest, stream) };
         }
@@ -292,15 +303,20 @@ impl<'a> AttentionBackward<'a> {
         let delta = made.filter(|_| is_needed && delta_bytes > 0);
         let key_blocks = |tiles| self.key_blocks(tiles, sequences);
         let hopper = is_needed.then(|| HopperPlan::new(tensors, params, longest, key_blocks)).flatten();
+        let fast = (is_needed && self.fast && self.rotary.is_none())
+            .then(|| FastPlan::new(tensors, params, self.sequences, longest, key_blocks))
+            .flatten();
         let delta_bytes = if is_needed { delta_bytes } else { 0 };
-        let (delta_bytes, workspace_bytes) = match &hopper {
-            Some(hopper) => {
+        let needs =
+            [hopper.as_ref().map(HopperPlan::workspace_bytes), fast.as_ref().map(FastPlan::workspace_bytes)];
+        let (delta_bytes, workspace_bytes) = match needs.into_iter().flatten().max() {
+            Some(bytes) => {
                 let delta_bytes = delta_bytes.next_multiple_of(16);
-                (delta_bytes, delta_bytes + hopper.workspace_bytes())
+                (delta_bytes, delta_bytes + bytes)
             }
             None => (delta_bytes, delta_bytes),
         };
-        Ok(Plan { delta, launches, params, hopper, delta_bytes, workspace_bytes })
+        Ok(Plan { delta, launches, params, hopper, fast, delta_bytes, workspace_bytes })
     }
 
     /// Blocks of a sequence and key head, for so many tiles of all keys. How many keys a packed sequence has is not known, so that
@@ -354,6 +370,8 @@ struct Plan<'a> {
     params: longrope_attention_backward_params,
     /// What is launched in place of these where the context has it.
     hopper: Option<HopperPlan<'a>>,
+    /// And in place of those, where sums may have any order.
+    fast: Option<FastPlan<'a>>,
     /// Bytes of the workspace for delta.
     delta_bytes: usize,
     workspace_bytes: usize,

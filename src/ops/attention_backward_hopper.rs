@@ -10,7 +10,7 @@ use crate::ops::attention_backward::AttentionBackwardTensors;
 use crate::ops::attention_backward_kernels::{self as kernels, HopperKernel, Kernel};
 
 /// Blocks of a launch, at most: more than any GPU of this kind has multiprocessors.
-const MAX_BLOCKS: usize = 144;
+pub(super) const MAX_BLOCKS: usize = 144;
 
 /// Bytes before all else: a counter for each kernel, and room to align what follows.
 const COUNTER_BYTES: usize = 128;
@@ -29,21 +29,26 @@ struct HopperLaunch {
     items: u32,
 }
 
+/// Whether kernels of Hopper can take the tensors: the copy engine can be told of them, gradients can be written in 16 bytes, and
+/// no length is beyond 2^30.
+pub(super) fn is_taken(tensors: &AttentionBackwardTensors) -> bool {
+    let AttentionBackwardTensors { q, k, v, d_out, dq, dk, dv, .. } = tensors;
+    [q, k, v, d_out].into_iter().all(tensor_map::can_describe)
+        && [dq, dk, dv].into_iter().all(DeviceTensor::is_vectorizable)
+        && q.layout.length().max(k.layout.length()) <= 1 << 30
+}
+
 impl<'a> HopperPlan<'a> {
-    /// The launches that do as `params` say, but for how blocks are numbered; or `None` where the kernels do not take the tensors: the
-    /// copy engine can be told of them, gradients can be written in 16 bytes, and no length is beyond 2^30. `longest`: queries of the
-    /// longest sequence. `key_blocks`: of a sequence and key head, for so many tiles of keys.
+    /// The launches that do as `params` say, but for how blocks are numbered; or `None` where the kernels do not take the tensors.
+    /// `longest`: queries of the longest sequence. `key_blocks`: of a sequence and key head, for so many tiles of keys.
     pub(super) fn new(
         tensors: &'a AttentionBackwardTensors,
         params: longrope_attention_backward_params,
         longest: usize,
         key_blocks: impl Fn(usize) -> usize,
     ) -> Option<Self> {
-        let AttentionBackwardTensors { q, k, v, d_out, dq, dk, dv, .. } = tensors;
-        let is_taken = [q, k, v, d_out].into_iter().all(tensor_map::can_describe)
-            && [dq, dk, dv].into_iter().all(DeviceTensor::is_vectorizable)
-            && q.layout.length().max(k.layout.length()) <= 1 << 30;
-        if !is_taken {
+        let AttentionBackwardTensors { q, k, .. } = tensors;
+        if !is_taken(tensors) {
             return None;
         }
         let kernels::HopperKernels { queries, keys } = kernels::hopper(q.dtype, q.layout.head_dim())?;

@@ -167,6 +167,71 @@ pub(super) fn hopper(dtype: Dtype, head_dim: usize) -> Option<&'static HopperKer
     Some(&instances.kernels[usize::from(dtype == Dtype::F16)])
 }
 
+/// An instance of the kernel that makes all gradients, as in the source's `FastShape`.
+#[derive(Debug)]
+pub(super) struct FastKernel {
+    image: &'static str,
+    pub(super) kernel: Kernel,
+    /// What makes dQ of the slab; a block takes `rows` queries at a time.
+    pub(super) slab: Kernel,
+    /// Queries of a tile (`kColumns`).
+    pub(super) columns: usize,
+    /// The padded head dimension (`kDim`).
+    pub(super) dim: usize,
+}
+
+impl FastKernel {
+    /// Tiles of queries beyond which sums are folded (`kFoldTiles`).
+    pub(super) fn fold_tiles(&self) -> usize {
+        4096 / self.columns
+    }
+
+    /// Bytes of the sums that a block folds.
+    pub(super) fn folded_bytes(&self) -> usize {
+        4 * 2 * self.kernel.rows * self.dim
+    }
+
+    /// Bytes of a tile of the slab.
+    pub(super) fn tile_bytes(&self) -> usize {
+        4 * self.columns * self.dim
+    }
+}
+
+/// Columns, and tiles of Q and of dO in the rings, as in the sources' `FastShape`.
+macro_rules! fast {
+    ($dim:literal, $columns:literal, $first_stages:literal, $second_stages:literal) => {
+        FastKernel {
+            image: concat!("attention_backward_sm90_fast_d", $dim),
+            kernel: Kernel {
+                name: concat!("longrope_attention_backward_fast_sm90_d", $dim, "_bf16"),
+                rows: 128,
+                threads: 384,
+                // Alignment, keys and values, the rings, two places for gradients of logits, and dQ on its way.
+                shared_bytes: 1024
+                    + 4 * $dim * 128
+                    + 2 * $dim * $columns * ($first_stages + $second_stages)
+                    + 2 * 2 * 128 * $columns
+                    + 4 * $columns * $dim,
+            },
+            slab: Kernel {
+                name: concat!("longrope_attention_backward_slab_sm90_d", $dim, "_bf16"),
+                rows: $columns,
+                threads: 2 * $columns,
+                shared_bytes: 0,
+            },
+            columns: $columns,
+            dim: $dim,
+        }
+    };
+}
+
+static FAST: [FastKernel; 1] = [fast!(128, 64, 3, 2)];
+
+/// The kernel that makes all gradients, for bf16 and a head dimension, if there is one.
+pub(super) fn fast(head_dim: usize) -> Option<&'static FastKernel> {
+    FAST.iter().find(|instance| head_dim <= instance.dim)
+}
+
 /// The kernels for a type of 16 bits and a head dimension; `None` beyond 256. `vector`: whether 16 bytes can be moved at once.
 pub(super) fn portable(dtype: Dtype, head_dim: usize, vector: bool) -> Option<&'static Kernels> {
     let which = if dtype == Dtype::F16 { 2 } else { 0 } + usize::from(!vector);
@@ -194,7 +259,13 @@ pub(in crate::ops) fn families() -> Vec<Family> {
             only_on: Some((9, 0)),
         }
     };
-    PORTABLE.iter().map(family).chain(HOPPER.iter().map(hopper)).collect()
+    let fast = |instance: &FastKernel| Family {
+        image: instance.image,
+        kernels: vec![instance.kernel.name, instance.slab.name],
+        shared_bytes: instance.kernel.shared_bytes,
+        only_on: Some((9, 0)),
+    };
+    PORTABLE.iter().map(family).chain(HOPPER.iter().map(hopper)).chain(FAST.iter().map(fast)).collect()
 }
 
 #[cfg(test)]

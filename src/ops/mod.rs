@@ -11,6 +11,7 @@ mod append;
 mod attention;
 mod attention_arguments;
 mod attention_backward;
+mod attention_backward_fast;
 mod attention_backward_hopper;
 mod attention_backward_kernels;
 mod attention_delta;

@@ -152,6 +152,8 @@ pub struct longrope_attention_backward_sm90_params {
     pub sums: *mut f32,
     pub items: u32,
     pub padding: i32,
+    pub slab: *mut f32,
+    pub slab_tiles: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -173,6 +175,10 @@ const _: () = {
         [::core::mem::offset_of!(longrope_attention_backward_sm90_params, items) - 4296usize];
     ["Offset of field: longrope_attention_backward_sm90_params::padding"]
         [::core::mem::offset_of!(longrope_attention_backward_sm90_params, padding) - 4300usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::slab"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, slab) - 4304usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::slab_tiles"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, slab_tiles) - 4312usize];
 };
 impl Default for longrope_attention_backward_sm90_params {
     fn default() -> Self {

@@ -25,26 +25,29 @@ fn form() -> impl Strategy<Value = Problem> {
     let delta = prop_oneof![Just(None), Just(Some(false)), Just(Some(true)),];
     let largest = select(vec![1.0, 2f64.powi(-10), 16.0]);
     let written = select(vec![(false, false), (true, false), (true, true)]);
-    (dtype(), written, delta, heads(), head_dim(), places(), largest, any::<u64>()).prop_map(
-        |(dtype, (wide, accumulate), delta, heads, head_dim, (orders, shift), largest, seed)| Problem {
-            dtype,
-            out_dtype: if wide { Dtype::F32 } else { dtype },
-            accumulate,
-            delta: match delta {
-                None => Delta::Given,
-                Some(wide) => Delta::OfOutput(if wide { Dtype::F32 } else { dtype }),
-            },
-            lengths: Vec::new(),
-            packing: None,
-            heads,
-            head_dim,
-            attention: descriptor::Attention::default(),
-            device_offsets: None,
-            turned: None,
-            orders,
-            shift,
-            largest,
-            seed,
+    (dtype(), (written, any::<bool>()), delta, heads(), head_dim(), places(), largest, any::<u64>()).prop_map(
+        |(dtype, ((wide, accumulate), fast), delta, heads, head_dim, (orders, shift), largest, seed)| {
+            Problem {
+                dtype,
+                out_dtype: if wide { Dtype::F32 } else { dtype },
+                accumulate,
+                fast,
+                delta: match delta {
+                    None => Delta::Given,
+                    Some(wide) => Delta::OfOutput(if wide { Dtype::F32 } else { dtype }),
+                },
+                lengths: Vec::new(),
+                packing: None,
+                heads,
+                head_dim,
+                attention: descriptor::Attention::default(),
+                device_offsets: None,
+                turned: None,
+                orders,
+                shift,
+                largest,
+                seed,
+            }
         },
     )
 }

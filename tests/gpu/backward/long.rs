@@ -199,7 +199,7 @@ impl Problem {
     }
 
     /// The gradients, f32 `[tokens, heads, dim]`.
-    fn run(&self, gpu: &Gpu) -> [Vec<f32>; 3] {
+    fn run(&self, gpu: &Gpu, fast: bool) -> [Vec<f32>; 3] {
         let tensor = |address, dtype, length, heads, dim| DeviceTensor {
             address,
             dtype,
@@ -231,7 +231,7 @@ impl Problem {
             dk: output(1, keys),
             dv: output(2, keys),
         };
-        let backward = AttentionBackward::new(descriptor::Attention::default());
+        let backward = AttentionBackward { fast, ..AttentionBackward::new(descriptor::Attention::default()) };
         // SAFETY: the memory is as large as the layouts say, and lives until the gradients were read.
         unsafe { launch(gpu, &backward, &tensors) };
         let found = outputs.map(|output| gpu.download(&output));
@@ -256,15 +256,20 @@ impl Problem {
 
     /// Rows of dQ by query and head, and of dK and dV by key and key head.
     fn check_all(&self, gpu: &Gpu, queries: &[(usize, usize)], keys: &[(usize, usize)]) {
-        let [dq, dk, dv] = self.run(gpu);
-        for &(query, head) in queries {
-            self.check("dq", &dq, query * self.query_heads + head, &self.dq(query, head));
-        }
-        for &(key, head) in keys {
-            let (exact_dk, exact_dv) = self.dk_dv(key, head);
-            let row = key * self.key_heads + head;
-            self.check("dk", &dk, row, &exact_dk);
-            self.check("dv", &dv, row, &exact_dv);
+        let exact_dqs: Vec<Sums> = queries.iter().map(|&(query, head)| self.dq(query, head)).collect();
+        let exact_others: Vec<(Sums, Sums)> = keys.iter().map(|&(key, head)| self.dk_dv(key, head)).collect();
+        // With sums of any order too, where there is such a kernel.
+        let both = if self.dtype == Dtype::Bf16 { &[false, true][..] } else { &[false] };
+        for &fast in both {
+            let [dq, dk, dv] = self.run(gpu, fast);
+            for (&(query, head), exact) in queries.iter().zip(&exact_dqs) {
+                self.check("dq", &dq, query * self.query_heads + head, exact);
+            }
+            for (&(key, head), (exact_dk, exact_dv)) in keys.iter().zip(&exact_others) {
+                let row = key * self.key_heads + head;
+                self.check("dk", &dk, row, exact_dk);
+                self.check("dv", &dv, row, exact_dv);
+            }
         }
     }
 }

@@ -22,6 +22,7 @@ fn dense(dtype: Dtype, head_dim: usize, lengths: Vec<(usize, usize)>, heads: (us
         dtype,
         out_dtype: Dtype::F32,
         accumulate: false,
+        fast: false,
         delta: Delta::Given,
         lengths,
         packing: None,
@@ -49,7 +50,9 @@ fn folded(gpu: &Gpu) {
                 let query_offset = keys as i64 - queries as i64 - 500;
                 let attention = descriptor::Attention { query_offset, ..descriptor::Attention::causal() };
                 let accumulate = head_dim == 64;
-                Problem { attention, accumulate, ..one }.run(gpu).unwrap();
+                let one = Problem { attention, accumulate, ..one };
+                one.run(gpu).unwrap();
+                Problem { fast: true, ..one }.run(gpu).unwrap();
             }
         }
     }
@@ -67,7 +70,9 @@ fn many_blocks(gpu: &Gpu) {
         one.run(gpu).unwrap();
         let attention =
             descriptor::Attention { window, query_offset: -100, ..descriptor::Attention::causal() };
-        Problem { attention, out_dtype: dtype, ..one }.run(gpu).unwrap();
+        let one = Problem { attention, out_dtype: dtype, ..one };
+        one.run(gpu).unwrap();
+        Problem { fast: true, ..one }.run(gpu).unwrap();
     }
 }
 
@@ -79,6 +84,8 @@ fn long_among_short(gpu: &Gpu) {
         let one = Problem { packing: Some(packing), ..dense(dtype, head_dim, lengths, (4, 2)) };
         one.run(gpu).unwrap();
         let device_offsets = Some(vec![37, 9240, 10, -24]);
-        Problem { attention: descriptor::Attention::causal(), device_offsets, ..one }.run(gpu).unwrap();
+        let one = Problem { attention: descriptor::Attention::causal(), device_offsets, ..one };
+        one.run(gpu).unwrap();
+        Problem { fast: true, ..one }.run(gpu).unwrap();
     }
 }

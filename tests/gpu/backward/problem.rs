@@ -34,6 +34,7 @@ pub struct Problem {
     /// Of the gradients.
     pub out_dtype: Dtype,
     pub accumulate: bool,
+    pub fast: bool,
     pub delta: Delta,
     /// Queries and keys of each sequence; all alike where they are not packed.
     pub lengths: Vec<(usize, usize)>,
@@ -266,6 +267,7 @@ impl Problem {
             status: Some(gpu.address(&status)),
             accumulate: self.accumulate,
             rotary: turned.as_ref().map(|(turned, sets, numbers)| turned.rotary(sets, gpu.address(numbers))),
+            fast: self.fast,
         };
         let tensor =
             |buffer: &Option<Buffer>| -> Option<DeviceTensor> { buffer.as_ref().map(|buffer| buffer.tensor) };

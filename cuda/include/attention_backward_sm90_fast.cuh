@@ -1,0 +1,291 @@
+// The backward pass of attention on Hopper's tensor cores in one kernel, where sums may have any order: five products a tile.
+//
+// As the kernel for dK and dV (attention_backward_sm90.cuh), a block holds 128 keys of a key head, 64 for each of two consumers, and
+// walks over tiles of queries. What is new is that both write dS to shared memory too, and make dQ of the tile from it:
+//
+//   x = K Q^T        P  = 2^(c x - lse / ln 2)      dV += P dO
+//   d = V dO^T       dS = P (d - delta)             dK += dS Q          dQ of the tile = dS^T K
+//
+// dQ is divided between the consumers, by head dimensions, or by queries where a tile has 128: 64 by 64 of it are 32 registers of
+// each. All blocks of a head add theirs to f32 in device memory, the slab, in no given order. Another kernel makes dQ of that. The
+// slab has the numbers as threads hold them, 4 KiB of a warp side by side, so that nothing is sorted on the way there.
+//
+// Products run by themselves, in this order, j the tile:
+//
+//   products   | x(j) | dK += (j-1) | dQ(j-1) |      d(j)       |  dV += (j)  | x(j+1) ...
+//   consumer          |       P of j          | dQ(j-1) to slab |    dS(j)    |
+//
+// so that something is under way for a consumer at almost any time; 224 registers hold what is alive at once. A consumer writes dS(j)
+// and goes on; it looks for the other's when it begins dQ(j), after two more products. By then it has dS(j-2) no longer in use: there are
+// two places. With kWeighFirst it looks for it only when P is made, so that consumers may be further apart.
+//
+// Shared memory, D the padded head dimension: K and V, 128 D 2 bytes each; rings of tiles of Q and of dO; two of dS, 128 by kColumns,
+// rows of 64 queries; with kBulk 32 KiB for dQ on its way. Q is used for longest, so that its ring has a place more.
+#pragma once
+
+#include "attention_backward_sm90_block.cuh"
+#include "attention_backward_sm90_consumer.cuh"
+#include "bulk_reduce.cuh"
+
+namespace longrope {
+
+// The sizes of the kernel. Rows are keys, columns queries.
+template <int kDim_, int kColumns_, int kFirstStages_, int kSecondStages_, bool kBulk_, bool kWeighFirst_>
+struct FastShape {
+    static constexpr bool kOfKeys = true, kMakesAll = true;
+    static constexpr int kDim = kDim_;                  // padded head dimension
+    static constexpr int kColumns = kColumns_;          // queries a tile
+    static constexpr int kFirstStages = kFirstStages_;  // tiles of Q in shared memory
+    static constexpr int kSecondStages = kSecondStages_;  // and of dO
+    static constexpr bool kBulk = kBulk_;               // whether dQ is added by the copy engine, or by threads
+    static constexpr bool kWeighFirst = kWeighFirst_;   // whether P is made before the other's dS is waited for
+    static constexpr int kConsumers = 2, kRows = 128, kThreads = 384, kFirstConsumer = 128, kSums = 2;
+    static constexpr int kRowBytes = kRows * kDim * 2, kTileBytes = kColumns * kDim * 2;
+    static constexpr int kGradientBytes = kRows * kColumns * 2;   // dS of a tile
+    static constexpr int kWarpBytes = 4096;                       // of a tile's dQ that a warp holds
+    // 1 KiB for the alignment of tiles.
+    static constexpr int kSharedBytes = 1024 + 2 * kRowBytes + (kFirstStages + kSecondStages) * kTileBytes + 2 * kGradientBytes +
+                                        (kBulk ? 8 * kWarpBytes : 0);
+    // 4,096 queries: see GradientShape.
+    static constexpr int kFoldTiles = 4096 / kColumns;
+    static constexpr int kLoaderRegisters = 24, kConsumerRegisters = 240;
+    static_assert((kDim == 128 && kColumns == 64) || (kDim == 64 && kColumns == 128), "consumers make 64 by 64 of dQ each");
+    // What is declared beside it has 3 KiB.
+    static_assert(kSharedBytes <= 224 * 1024, "more than a multiprocessor gives");
+};
+
+// 64 keys of a consumer: this thread's share of them, and of its part of dQ.
+template <class T, class Shape>
+struct FastConsumer : GradientConsumer<T, Shape> {
+    using Base = GradientConsumer<T, Shape>;
+    using Base::gradients, Base::lane, Base::row, Base::thread;
+    static constexpr int kColumns = Shape::kColumns;
+
+    float of_queries[32];  // dQ of a tile, before the scale: [blocks of 8 dimensions][4]
+
+    // Hides the logits outside of the mask, and those of keys that do not exist: their weights become 0, whatever the sign of c.
+    __device__ __forceinline__ void mask(const GradientItem &item, int first_column, float c) {
+        const float hidden = c < 0.0f ? INFINITY : -INFINITY;
+        const int column = first_column + lane() % 4 * 2;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int mine = row() + 8 * half;
+            // Of the columns that this lane holds.
+            const int low = item.see_first + mine - column;
+            const int high = mine < item.rows ? min(item.see_end + mine, item.columns) - column : 0;
+#pragma unroll
+            for (int n = 0; n < kColumns / 8; ++n) {
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    if (8 * n + i < low || 8 * n + i >= high) this->x[n][2 * half + i] = hidden;
+                }
+            }
+        }
+    }
+
+    // Has the weights made before what follows. The assembler would make them as late as they are needed, when the product that is
+    // under way the while has ended; but not after a branch that depends on them. It is never taken: weights have no sign.
+    __device__ __forceinline__ void make_weights_here() const {
+        uint32_t all = 0;
+#pragma unroll
+        for (int n = 0; n < kColumns / 8; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) all |= __float_as_uint(this->x[n][i]);
+        }
+        if (all == 0x80000000u) asm volatile("nanosleep.u32 0;" ::: "memory");
+    }
+
+    // Writes the rounded gradients of the logits to shared memory: parts of 64 queries, each of 128 rows of keys.
+    __device__ __forceinline__ void put_gradients(uint32_t tile) const {
+        const int key = thread() / 32 * 16 + lane() % 16, chunk = lane() / 16 ^ lane() % 8;
+        const uint32_t at = tile + key * 128 + chunk * 16;
+#pragma unroll
+        for (int n = 0; n < kColumns / 8; n += 2) {
+            // Of chunks n and n + 1, n even: swizzled, these are n % 8 ^ chunk.
+            store_matrices((at ^ n % 8 * 16) + n / 8 * (Shape::kRows * 128), gradients[n], gradients[n + 1]);
+        }
+    }
+
+    // Begins its part of dQ: 64 queries by 64 dimensions, over all keys.
+    __device__ __forceinline__ void begin_of_queries(uint32_t gradients_tile, uint32_t keys) {
+        const uint32_t part = (thread() / 128) * (Shape::kRows * 128);
+        uint32_t a_at = gradients_tile + (kColumns == 128 ? part : 0), b_at = keys + (Shape::kDim == 128 ? part : 0);
+        // As in begin_sum.
+        asm volatile("" : "+r"(a_at), "+r"(b_at));
+        const uint64_t a = matrix_descriptor(a_at, 16), b = matrix_descriptor(b_at, 16);
+#pragma unroll
+        for (int step = 0; step < Shape::kRows / 16; ++step) {
+            // 16 keys are 16 rows of 128 bytes.
+            if (step == 0) {
+                wgmma_product_across(of_queries, a, b, T());
+            } else {
+                wgmma_add_across(of_queries, a + step * 128, b + step * 128, T());
+            }
+        }
+        wgmma_commit();
+    }
+
+    // Adds it to a tile of the slab. `staging`: shared memory of all warps.
+    __device__ __forceinline__ void add_queries(float *slab, int tile, uint32_t staging) {
+        constexpr int kWarpFloats = Shape::kWarpBytes / 4;
+        float *const to = slab + (static_cast<int64_t>(tile) * 8 + thread() / 32) * kWarpFloats;
+        if constexpr (Shape::kBulk) {
+            const uint32_t from = staging + thread() / 32 * Shape::kWarpBytes;
+            // The tile before is long there; but the copy engine may still read it.
+            if (lane() == 0) wait_for_bulk_reads();
+            __syncwarp();
+#pragma unroll
+            for (int n = 0; n < 8; ++n) {
+                store_four(from + n * 512 + lane() * 16, of_queries[4 * n], of_queries[4 * n + 1], of_queries[4 * n + 2],
+                           of_queries[4 * n + 3]);
+            }
+            fence_for_tensor_cores();
+            __syncwarp();
+            if (lane() == 0) begin_bulk_add(to, from, Shape::kWarpBytes);
+        } else {
+#pragma unroll
+            for (int n = 0; n < 8; ++n) {
+                add_four(to + n * 128 + lane() * 4, of_queries[4 * n], of_queries[4 * n + 1], of_queries[4 * n + 2],
+                         of_queries[4 * n + 3]);
+            }
+        }
+    }
+};
+
+// The places of a tile in the rings, in one register: it has few.
+template <int kFirstStages>
+class FastTurn {
+    static_assert(kFirstStages == 2 || kFirstStages == 3, "others need another period");
+    int count = 0;  // of tiles, up to the period of all that follows
+
+public:
+    // Of Q.
+    __device__ __forceinline__ int query() const { return kFirstStages == 2 ? count % 2u : count - count / 3u * 3; }
+    __device__ __forceinline__ int query_parity() const { return count / static_cast<unsigned>(kFirstStages) % 2u; }
+    __device__ __forceinline__ int query_before() const {
+        return kFirstStages == 2 ? out_before() : query() == 0 ? kFirstStages - 1 : query() - 1;
+    }
+    // Of dO, and of dS; the latter's is the parity of its barrier too.
+    __device__ __forceinline__ int out() const { return count % 2u; }
+    __device__ __forceinline__ int out_parity() const { return count / 2u % 2u; }
+    __device__ __forceinline__ int out_before() const { return out() ^ 1; }
+    __device__ __forceinline__ void next() { count = count + 1 == 4 * (kFirstStages == 3 ? 3 : 1) ? 0 : count + 1; }
+};
+
+// What a consumer does.
+template <class T, class Shape>
+struct FastSums {
+    static __device__ __forceinline__ void run(const longrope_attention_backward_sm90_params &h, const GradientShared<Shape> &shared,
+                                               const GradientItem *items, const float *numbers) {
+        static_assert(Shape::kSecondStages == 2, "dO and dS take turns together");
+        const longrope_attention_backward_params &b = h.backward;
+        PackedTurn<kItemSlots> turn;
+        FastTurn<Shape::kFirstStages> place;
+        FastConsumer<T, Shape> mine;
+        const auto my_rows = [&](int which) { return shared.row_tile(which) + (thread_again() / 128 - 1) * 64 * 128; };
+        const auto begin_queries_before = [&] {
+            barrier_wait(shared.gradients_full(), place.out_before());
+            wgmma_fence();
+            mine.begin_of_queries(shared.gradients(place.out_before()), shared.row_tile(0));
+        };
+        // Of the tile before another, which is `to` in the slab.
+        const auto add_queries = [&](const GradientItem &item, int tile, int to) {
+            if (tile == item.start) to -= static_cast<int>(h.slab_tiles);
+            to += tile == item.first ? item.tiles() - 1 : -1;
+            hold(mine.of_queries);
+            mine.add_queries(h.slab, to, shared.gradients(2));
+        };
+
+        for (;; turn.next()) {
+            barrier_wait(shared.item_full(turn.slot()), turn.parity());
+            const GradientItem &item = items[turn.slot()];
+            if (item.is_last) break;
+            mine.reset();
+            barrier_wait(shared.rows_full(), turn.slot());
+            if (item.tiles() > 0) {
+                // A tile; `to`: where it is in the slab. The first of an item comes after no other.
+                const auto step = [&](int tile, int to, auto first) {
+                    constexpr bool kFirst = decltype(first)::value;
+                    barrier_wait(shared.column_full(0, place.query()), place.query_parity());
+                    mine.hold_sum();
+                    wgmma_fence();
+                    mine.begin_logits(my_rows(0), shared.column_tile(0, place.query()));
+                    if (!kFirst) {
+                        wgmma_fence();
+                        mine.begin_of_logits(shared.column_tile(0, place.query_before()));
+                    }
+                    wgmma_wait<kFirst ? 0 : 1>();
+                    hold(mine.flat(mine.x));
+                    if (!kFirst && !Shape::kWeighFirst) begin_queries_before();
+                    const float c = copysignf(b.attention.scale_log2, b.scale);
+                    if (tile < item.full_first || tile >= item.full_end) mine.mask(item, tile * Shape::kColumns, c);
+                    mine.weigh(numbers + place.query() * Shape::kColumns, c);
+                    mine.make_weights_here();
+                    if (!kFirst && Shape::kWeighFirst) begin_queries_before();
+                    // The assembler does not make weights later than this branch.
+                    barrier_wait(shared.column_full(1, place.out()), place.out_parity());
+                    if (!kFirst) {
+                        wgmma_wait<0>();
+                        mine.hold_sum();
+                        release(shared.column_empty(0, place.query_before()));
+                        add_queries(item, tile, to);
+                    }
+                    wgmma_fence();
+                    mine.begin_d(my_rows(1), shared.column_tile(1, place.out()));
+                    mine.round_weights();
+                    mine.hold_weighted_sum();
+                    wgmma_fence();
+                    mine.begin_of_weights(shared.column_tile(1, place.out()));
+                    wgmma_wait<1>();
+                    hold(mine.flat(mine.d));
+                    mine.differentiate(numbers + (Shape::kFirstStages + place.out()) * Shape::kColumns);
+                    mine.round_gradients();
+                    mine.put_gradients(shared.gradients(place.out()));
+                    fence_for_tensor_cores();
+                    release(shared.gradients_full());
+                    // Before the next tile, or the assembler has no use of the registers of the weights until that has begun.
+                    wgmma_wait<0>();
+                    mine.hold_weighted_sum();
+                    release(shared.column_empty(1, place.out()));
+                    place.next();
+                };
+                int tile = item.start, to = item.slab_tile + tile;
+                int left = b.attention.group * item.tiles() - 1;
+                const auto next = [&] {
+                    const int before = tile;
+                    tile = item.template after<Shape>(tile);
+                    to += tile - before;
+                    if (tile == item.start) to += static_cast<int>(h.slab_tiles);
+                };
+                step(tile, to, Choice<true>());
+#pragma unroll 1
+                for (; left > 0; --left) {
+                    next();
+                    step(tile, to, Choice<false>());
+                    if (left % Shape::kFoldTiles == 0) {
+                        // The first time is that with the most left.
+                        mine.fold(h.sums, b.attention.group * item.tiles() - left <= Shape::kFoldTiles);
+                    }
+                }
+                next();
+                mine.hold_sum();
+                wgmma_fence();
+                mine.begin_of_logits(shared.column_tile(0, place.query_before()));
+                begin_queries_before();
+                wgmma_wait<0>();
+                mine.hold_sum();
+                release(shared.column_empty(0, place.query_before()));
+                release(shared.rows_empty());
+                add_queries(item, tile, to);
+                if (b.attention.group * item.tiles() > Shape::kFoldTiles) mine.unfold(h.sums);
+            } else {
+                release(shared.rows_empty());
+            }
+            mine.store_all(b, item);
+            release(shared.item_empty(turn.slot()));
+        }
+        if (Shape::kBulk && thread_again() % 32 == 0) wait_for_bulk_adds();
+    }
+};
+
+}  // namespace longrope
