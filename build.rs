@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 /// The families of kernels: `cuda/NAME.cu` each.
-const FAMILIES: [&str; 32] = [
+const FAMILIES: [&str; 34] = [
     "rotary",
     "cache",
     "attention_sm80_d64",
@@ -46,6 +46,8 @@ const FAMILIES: [&str; 32] = [
     "attention_backward_sm80_d256",
     "attention_backward_sm90_d64",
     "attention_backward_sm90_d128",
+    "attention_backward_sm90_fast_d64",
+    "attention_backward_sm90_fast_d128",
     "attention_delta",
 ];
 

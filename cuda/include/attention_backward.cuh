@@ -7,7 +7,8 @@
 //
 // There are two kernels, one for dQ (attention_backward_queries.cuh) and one for dK and dV (attention_backward_keys.cuh). Each
 // makes P and dS for itself, which is 7 products in place of 5; but every sum is a block's own, in one order. So there are no
-// atomics, nothing is put aside in device memory, and the same inputs give the same bits.
+// atomics, nothing is put aside in device memory, and the same inputs give the same bits. Where that is not asked for, Hopper has
+// one kernel (attention_backward_sm90_fast.cuh).
 //
 // Sums do not drift: what a tile adds is summed on the tensor cores from zero, and added by an FMA that rounds.
 //

@@ -36,8 +36,9 @@ __device__ __forceinline__ void write_queries(const longrope_attention_backward_
         float sum[kDim / 2];
 #pragma unroll
         for (int n = 0; n < kDim / 8; ++n) {
-            // Of a warp there, 8 blocks of 8 dimensions.
-            const float4 x = from[((n / 8 * 4 + warp) * 8 + n % 8) * 32 + lane];
+            // Blocks of 8 dimensions, of which a warp there had half of all.
+            constexpr int kEach = Shape::kQueryDims / 8;
+            const float4 x = from[((n / kEach * 4 + warp) * kEach + n % kEach) * 32 + lane];
             sum[4 * n] = x.x, sum[4 * n + 1] = x.y, sum[4 * n + 2] = x.z, sum[4 * n + 3] = x.w;
         }
         const int64_t rows = min(static_cast<int64_t>(Shape::kColumns), block.query_length - tile * Shape::kColumns);

@@ -6,21 +6,26 @@
 //   x = K Q^T        P  = 2^(c x - lse / ln 2)      dV += P dO
 //   d = V dO^T       dS = P (d - delta)             dK += dS Q          dQ of the tile = dS^T K
 //
-// dQ is divided between the consumers, by head dimensions, or by queries where a tile has 128: 64 by 64 of it are 32 registers of
-// each. All blocks of a head add theirs to f32 in device memory, the slab, in no given order. Another kernel makes dQ of that. The
-// slab has the numbers as threads hold them, 4 KiB of a warp side by side, so that nothing is sorted on the way there.
+// dQ is divided between the consumers by head dimensions: of 128, each has 32 registers of it. All blocks of a head add theirs to f32
+// in device memory, the slab, in no given order; another kernel makes dQ of that (attention_backward_slab.cuh). The slab has the
+// numbers as threads hold them, those of a warp side by side, so that nothing is sorted on the way there.
 //
 // Products run by themselves, in this order, j the tile:
 //
-//   products   | x(j) | dK += (j-1) | dQ(j-1) |      d(j)       |  dV += (j)  | x(j+1) ...
-//   consumer          |       P of j          | dQ(j-1) to slab |    dS(j)    |
+//   products   | x(j) | dK += (j-1) | dQ(j-1) |         | d(j) | dV += (j) | x(j+1) ...
+//   consumer          |   P of j              | dQ(j-1) |      |  dS of j  |
 //
-// so that something is under way for a consumer at almost any time; 224 registers hold what is alive at once. A consumer writes dS(j)
-// and goes on; it looks for the other's when it begins dQ(j), after two more products. By then it has dS(j-2) no longer in use: there are
-// two places. With kWeighFirst it looks for it only when P is made, so that consumers may be further apart.
+// While dQ goes to the slab nothing of its own is under way for a consumer, but something of the other is. A consumer writes dS(j) and
+// goes on; it looks for the other's when it begins dQ(j), a product later. By then the other has read dS(j-2): there are two places.
+// With kWeighFirst it looks for it only when P is made, so that consumers may be further apart, but P has less to go with.
 //
-// Shared memory, D the padded head dimension: K and V, 128 D 2 bytes each; rings of tiles of Q and of dO; two of dS, 128 by kColumns,
-// rows of 64 queries; with kBulk 32 KiB for dQ on its way. Q is used for longest, so that its ring has a place more.
+// Alive at once are the sums, 128 registers at a head dimension of 128, one more product, 32, P as f32, 32, and the rounded P and dS, 16
+// each: 224 of 240. What else a consumer knows is found anew where it is needed.
+//
+// Keys that do not exist are hidden and cleared as queries are: they would add to dQ.
+//
+// Shared memory, D the padded head dimension: K and V, 128 D 2 bytes each; rings of tiles of Q and of dO; two of dS, 128 rows of 64
+// queries; with kBulk 64 D 4 for dQ on its way. Q is used for longest, so that its ring has a place more.
 #pragma once
 
 #include "attention_backward_sm90_block.cuh"
@@ -33,23 +38,24 @@ namespace longrope {
 template <int kDim_, int kColumns_, int kFirstStages_, int kSecondStages_, bool kBulk_, bool kWeighFirst_>
 struct FastShape {
     static constexpr bool kOfKeys = true, kMakesAll = true;
-    static constexpr int kDim = kDim_;                  // padded head dimension
-    static constexpr int kColumns = kColumns_;          // queries a tile
-    static constexpr int kFirstStages = kFirstStages_;  // tiles of Q in shared memory
-    static constexpr int kSecondStages = kSecondStages_;  // and of dO
-    static constexpr bool kBulk = kBulk_;               // whether dQ is added by the copy engine, or by threads
-    static constexpr bool kWeighFirst = kWeighFirst_;   // whether P is made before the other's dS is waited for
+    static constexpr int kDim = kDim_;                            // padded head dimension
+    static constexpr int kColumns = kColumns_;                    // queries a tile
+    static constexpr int kFirstStages = kFirstStages_;            // tiles of Q in shared memory
+    static constexpr int kSecondStages = kSecondStages_;          // and of dO
+    static constexpr bool kBulk = kBulk_;                         // whether dQ is added by the copy engine, or by threads
+    static constexpr bool kWeighFirst = kWeighFirst_;             // whether P is made before the other's dS is waited for
     static constexpr int kConsumers = 2, kRows = 128, kThreads = 384, kFirstConsumer = 128, kSums = 2;
     static constexpr int kRowBytes = kRows * kDim * 2, kTileBytes = kColumns * kDim * 2;
     static constexpr int kGradientBytes = kRows * kColumns * 2;   // dS of a tile
-    static constexpr int kWarpBytes = 4096;                       // of a tile's dQ that a warp holds
+    static constexpr int kQueryDims = kDim / 2;                   // dimensions of dQ that a consumer makes
+    static constexpr int kWarpBytes = 16 * kQueryDims * 4;        // of a tile's dQ that a warp holds
     // 1 KiB for the alignment of tiles.
     static constexpr int kSharedBytes = 1024 + 2 * kRowBytes + (kFirstStages + kSecondStages) * kTileBytes + 2 * kGradientBytes +
                                         (kBulk ? 8 * kWarpBytes : 0);
     // 4,096 queries: see GradientShape.
     static constexpr int kFoldTiles = 4096 / kColumns;
     static constexpr int kLoaderRegisters = 24, kConsumerRegisters = 240;
-    static_assert((kDim == 128 && kColumns == 64) || (kDim == 64 && kColumns == 128), "consumers make 64 by 64 of dQ each");
+    static_assert((kDim == 128 || kDim == 64) && kColumns == 64, "consumers make dQ of 64 queries, and of half of the dimensions");
     // What is declared beside it has 3 KiB.
     static_assert(kSharedBytes <= 224 * 1024, "more than a multiprocessor gives");
 };
@@ -61,7 +67,7 @@ struct FastConsumer : GradientConsumer<T, Shape> {
     using Base::gradients, Base::lane, Base::row, Base::thread;
     static constexpr int kColumns = Shape::kColumns;
 
-    float of_queries[32];  // dQ of a tile, before the scale: [blocks of 8 dimensions][4]
+    float of_queries[Shape::kQueryDims / 2];  // dQ of a tile, before the scale: [blocks of 8 dimensions][4]
 
     // Hides the logits outside of the mask, and those of keys that do not exist: their weights become 0, whatever the sign of c.
     __device__ __forceinline__ void mask(const GradientItem &item, int first_column, float c) {
@@ -95,21 +101,21 @@ struct FastConsumer : GradientConsumer<T, Shape> {
         if (all == 0x80000000u) asm volatile("nanosleep.u32 0;" ::: "memory");
     }
 
-    // Writes the rounded gradients of the logits to shared memory: parts of 64 queries, each of 128 rows of keys.
+    // Writes the rounded gradients of the logits to shared memory: 128 rows of keys.
     __device__ __forceinline__ void put_gradients(uint32_t tile) const {
         const int key = thread() / 32 * 16 + lane() % 16, chunk = lane() / 16 ^ lane() % 8;
         const uint32_t at = tile + key * 128 + chunk * 16;
 #pragma unroll
         for (int n = 0; n < kColumns / 8; n += 2) {
-            // Of chunks n and n + 1, n even: swizzled, these are n % 8 ^ chunk.
-            store_matrices((at ^ n % 8 * 16) + n / 8 * (Shape::kRows * 128), gradients[n], gradients[n + 1]);
+            // Of chunks n and n + 1, n even: swizzled, these are n ^ chunk.
+            store_matrices(at ^ n * 16, gradients[n], gradients[n + 1]);
         }
     }
 
-    // Begins its part of dQ: 64 queries by 64 dimensions, over all keys.
+    // Begins its part of dQ: 64 queries by half of the dimensions, over all keys.
     __device__ __forceinline__ void begin_of_queries(uint32_t gradients_tile, uint32_t keys) {
-        const uint32_t part = (thread() / 128) * (Shape::kRows * 128);
-        uint32_t a_at = gradients_tile + (kColumns == 128 ? part : 0), b_at = keys + (Shape::kDim == 128 ? part : 0);
+        // The second half is the next part of the tile, or the second half of its rows.
+        uint32_t a_at = gradients_tile, b_at = keys + thread() / 128 * (Shape::kDim == 128 ? Shape::kRows * 128 : 64);
         // As in begin_sum.
         asm volatile("" : "+r"(a_at), "+r"(b_at));
         const uint64_t a = matrix_descriptor(a_at, 16), b = matrix_descriptor(b_at, 16);
@@ -128,6 +134,8 @@ struct FastConsumer : GradientConsumer<T, Shape> {
     // Adds it to a tile of the slab. `staging`: shared memory of all warps.
     __device__ __forceinline__ void add_queries(float *slab, int tile, uint32_t staging) {
         constexpr int kWarpFloats = Shape::kWarpBytes / 4;
+        // As in begin_sum.
+        asm volatile("" : "+r"(tile));
         float *const to = slab + (static_cast<int64_t>(tile) * 8 + thread() / 32) * kWarpFloats;
         if constexpr (Shape::kBulk) {
             const uint32_t from = staging + thread() / 32 * Shape::kWarpBytes;
@@ -135,7 +143,7 @@ struct FastConsumer : GradientConsumer<T, Shape> {
             if (lane() == 0) wait_for_bulk_reads();
             __syncwarp();
 #pragma unroll
-            for (int n = 0; n < 8; ++n) {
+            for (int n = 0; n < Shape::kQueryDims / 8; ++n) {
                 store_four(from + n * 512 + lane() * 16, of_queries[4 * n], of_queries[4 * n + 1], of_queries[4 * n + 2],
                            of_queries[4 * n + 3]);
             }
@@ -144,7 +152,7 @@ struct FastConsumer : GradientConsumer<T, Shape> {
             if (lane() == 0) begin_bulk_add(to, from, Shape::kWarpBytes);
         } else {
 #pragma unroll
-            for (int n = 0; n < 8; ++n) {
+            for (int n = 0; n < Shape::kQueryDims / 8; ++n) {
                 add_four(to + n * 128 + lane() * 4, of_queries[4 * n], of_queries[4 * n + 1], of_queries[4 * n + 2],
                          of_queries[4 * n + 3]);
             }
@@ -152,24 +160,35 @@ struct FastConsumer : GradientConsumer<T, Shape> {
     }
 };
 
-// The places of a tile in the rings, in one register: it has few.
+// The places of a tile in the rings, and of an item, in one register: it has few.
 template <int kFirstStages>
 class FastTurn {
     static_assert(kFirstStages == 2 || kFirstStages == 3, "others need another period");
-    int count = 0;  // of tiles, up to the period of all that follows
+    static_assert(kItemSlots == 2, "slots and parities of items are a bit each");
+    static constexpr unsigned kPeriod = kFirstStages == 3 ? 12 : 4;
+    unsigned state = 0;  // tiles, up to the period of all that follows; and from bit 4 on items
+
+    __device__ __forceinline__ unsigned tiles() const { return state % 16; }
 
 public:
     // Of Q.
-    __device__ __forceinline__ int query() const { return kFirstStages == 2 ? count % 2u : count - count / 3u * 3; }
-    __device__ __forceinline__ int query_parity() const { return count / static_cast<unsigned>(kFirstStages) % 2u; }
+    __device__ __forceinline__ int query() const { return tiles() % kFirstStages; }
+    __device__ __forceinline__ int query_parity() const { return tiles() / kFirstStages % 2; }
     __device__ __forceinline__ int query_before() const {
         return kFirstStages == 2 ? out_before() : query() == 0 ? kFirstStages - 1 : query() - 1;
     }
     // Of dO, and of dS; the latter's is the parity of its barrier too.
-    __device__ __forceinline__ int out() const { return count % 2u; }
-    __device__ __forceinline__ int out_parity() const { return count / 2u % 2u; }
+    __device__ __forceinline__ int out() const { return state % 2; }
+    __device__ __forceinline__ int out_parity() const { return state / 2 % 2; }
     __device__ __forceinline__ int out_before() const { return out() ^ 1; }
-    __device__ __forceinline__ void next() { count = count + 1 == 4 * (kFirstStages == 3 ? 3 : 1) ? 0 : count + 1; }
+    __device__ __forceinline__ void next() { state += tiles() + 1 == kPeriod ? 1 - kPeriod : 1; }
+
+    __device__ __forceinline__ int item() const { return state / 16 % 2; }
+    __device__ __forceinline__ int item_parity() const { return state / 32 % 2; }
+    __device__ __forceinline__ void next_item() { state += 16; }
+
+    // What follows from it is found anew after this place, and holds no register before.
+    __device__ __forceinline__ void find_again() { asm volatile("" : "+r"(state)); }
 };
 
 // What a consumer does.
@@ -179,7 +198,6 @@ struct FastSums {
                                                const GradientItem *items, const float *numbers) {
         static_assert(Shape::kSecondStages == 2, "dO and dS take turns together");
         const longrope_attention_backward_params &b = h.backward;
-        PackedTurn<kItemSlots> turn;
         FastTurn<Shape::kFirstStages> place;
         FastConsumer<T, Shape> mine;
         const auto my_rows = [&](int which) { return shared.row_tile(which) + (thread_again() / 128 - 1) * 64 * 128; };
@@ -196,12 +214,12 @@ struct FastSums {
             mine.add_queries(h.slab, to, shared.gradients(2));
         };
 
-        for (;; turn.next()) {
-            barrier_wait(shared.item_full(turn.slot()), turn.parity());
-            const GradientItem &item = items[turn.slot()];
+        for (;; place.next_item()) {
+            barrier_wait(shared.item_full(place.item()), place.item_parity());
+            const GradientItem &item = items[place.item()];
             if (item.is_last) break;
             mine.reset();
-            barrier_wait(shared.rows_full(), turn.slot());
+            barrier_wait(shared.rows_full(), place.item());
             if (item.tiles() > 0) {
                 // A tile; `to`: where it is in the slab. The first of an item comes after no other.
                 const auto step = [&](int tile, int to, auto first) {
@@ -222,14 +240,14 @@ struct FastSums {
                     mine.weigh(numbers + place.query() * Shape::kColumns, c);
                     mine.make_weights_here();
                     if (!kFirst && Shape::kWeighFirst) begin_queries_before();
-                    // The assembler does not make weights later than this branch.
-                    barrier_wait(shared.column_full(1, place.out()), place.out_parity());
                     if (!kFirst) {
                         wgmma_wait<0>();
                         mine.hold_sum();
                         release(shared.column_empty(0, place.query_before()));
                         add_queries(item, tile, to);
                     }
+                    // Long over but for the first tile; and the assembler adds dQ no later than this branch.
+                    barrier_wait(shared.column_full(1, place.out()), place.out_parity());
                     wgmma_fence();
                     mine.begin_d(my_rows(1), shared.column_tile(1, place.out()));
                     mine.round_weights();
@@ -238,6 +256,7 @@ struct FastSums {
                     mine.begin_of_weights(shared.column_tile(1, place.out()));
                     wgmma_wait<1>();
                     hold(mine.flat(mine.d));
+                    place.find_again();
                     mine.differentiate(numbers + (Shape::kFirstStages + place.out()) * Shape::kColumns);
                     mine.round_gradients();
                     mine.put_gradients(shared.gradients(place.out()));
@@ -282,7 +301,7 @@ struct FastSums {
                 release(shared.rows_empty());
             }
             mine.store_all(b, item);
-            release(shared.item_empty(turn.slot()));
+            release(shared.item_empty(place.item()));
         }
         if (Shape::kBulk && thread_again() % 32 == 0) wait_for_bulk_adds();
     }

@@ -42,12 +42,14 @@ __device__ __forceinline__ void hold(float (&x)[N]) {
 // The registers of D, and their names in an instruction.
 #define LONGROPE_R8(how, d, i) \
     how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3]), how(d[i + 4]), how(d[i + 5]), how(d[i + 6]), how(d[i + 7])
+#define LONGROPE_R16(how, d, i) LONGROPE_R8(how, d, i), LONGROPE_R8(how, d, i + 8)
 #define LONGROPE_R32(how, d, i) LONGROPE_R8(how, d, i), LONGROPE_R8(how, d, i + 8), LONGROPE_R8(how, d, i + 16), LONGROPE_R8(how, d, i + 24)
 #define LONGROPE_R40(how, d) LONGROPE_R32(how, d, 0), LONGROPE_R8(how, d, 32)
 #define LONGROPE_R48(how, d) LONGROPE_R40(how, d), LONGROPE_R8(how, d, 40)
 #define LONGROPE_R56(how, d) LONGROPE_R48(how, d), LONGROPE_R8(how, d, 48)
 #define LONGROPE_R64(how, d) LONGROPE_R32(how, d, 0), LONGROPE_R32(how, d, 32)
 #define LONGROPE_D8(d, i) LONGROPE_R8("+f", d, i)
+#define LONGROPE_D16(d, i) LONGROPE_R16("+f", d, i)
 #define LONGROPE_D32(d, i) LONGROPE_R32("+f", d, i)
 #define LONGROPE_D40(d) LONGROPE_R40("+f", d)
 #define LONGROPE_D48(d) LONGROPE_R48("+f", d)
@@ -55,6 +57,7 @@ __device__ __forceinline__ void hold(float (&x)[N]) {
 #define LONGROPE_D64(d) LONGROPE_R64("+f", d)
 #define LONGROPE_D88(d) LONGROPE_D64(d), LONGROPE_D8(d, 64), LONGROPE_D8(d, 72), LONGROPE_D8(d, 80)
 #define LONGROPE_D128(d) LONGROPE_D64(d), LONGROPE_D32(d, 64), LONGROPE_D32(d, 96)
+#define LONGROPE_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define LONGROPE_NAMES_32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -126,6 +129,7 @@ __device__ __forceinline__ void hold(float (&x)[N]) {
     LONGROPE_WGMMA_PRODUCT(96, Type, type, LONGROPE_NAMES_48, LONGROPE_R48("=f", d), "%48", "%49")                         \
     LONGROPE_WGMMA_PRODUCT(112, Type, type, LONGROPE_NAMES_56, LONGROPE_R56("=f", d), "%56", "%57")                        \
     LONGROPE_WGMMA_PRODUCT(128, Type, type, LONGROPE_NAMES_64, LONGROPE_R64("=f", d), "%64", "%65")                        \
+    LONGROPE_WGMMA_ACROSS(32, Type, type, LONGROPE_NAMES_16, LONGROPE_D16(d, 0), LONGROPE_R16("=f", d, 0), "%16", "%17")   \
     LONGROPE_WGMMA_ACROSS(64, Type, type, LONGROPE_NAMES_32, LONGROPE_D32(d, 0), LONGROPE_R32("=f", d, 0), "%32", "%33")   \
     LONGROPE_WGMMA_ADD(64, Type, type, LONGROPE_NAMES_32, LONGROPE_D32(d, 0), "%32, %33, %34, %35", "%36")                 \
     LONGROPE_WGMMA_ADD(128, Type, type, LONGROPE_NAMES_64, LONGROPE_D64(d), "%64, %65, %66, %67", "%68")                   \

@@ -27,7 +27,7 @@ use crate::ops::workspace::Workspace;
 /// and dQ is their sum.
 ///
 /// Logits and sums are f32; P and dS are rounded to the 16 bits of the inputs before they meet dO, k and q. Every sum has one
-/// order: the same inputs give the same bits. A row whose log-sum-exp is minus infinity saw no key, and adds nothing. A NaN,
+/// order, unless `fast` allows others: the same inputs give the same bits. A row whose log-sum-exp is minus infinity saw no key, and adds nothing. A NaN,
 /// or logits beyond f32, make the gradients that depend on them NaN; a value that is not finite may also reach gradients of the
 /// same 192 queries and 128 keys that do not depend on it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -124,7 +124,8 @@ impl<'a> AttentionBackward<'a> {
     }
 
     /// The bytes of device memory that a launch needs beside its tensors: an f32 for each row of the queries where there is no
-    /// `delta`, and for Hopper's kernels a counter, and for long sequences up to 18 MiB of sums. A function of the arguments, and of
+    /// `delta`, and for Hopper's kernels a counter, and for long sequences up to 18 MiB of sums; with `fast` also an f32 of each
+    /// element of dQ, of as many heads as fit in 1 GiB, or of the query heads of one key head. A function of the arguments, and of
     /// nothing that lies on the device; nor of the GPU.
     ///
     /// # Errors

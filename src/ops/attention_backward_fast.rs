@@ -384,6 +384,7 @@ mod tests {
             fast.workspace_size(&tensors).unwrap() - slow.workspace_size(&tensors).unwrap()
         };
         assert_eq!(needs(Dtype::Bf16, 128), 128 + 2 * 2 * 64 * 128 * 4);
+        assert_eq!(needs(Dtype::Bf16, 64), 128 + 2 * 2 * 64 * 64 * 4);
         assert_eq!(needs(Dtype::F16, 128), 0);
         assert_eq!(needs(Dtype::Bf16, 136), 0);
     }

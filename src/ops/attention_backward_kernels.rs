@@ -1,5 +1,5 @@
 //! The kernels of attention's backward pass, by head dimension and type: the instances in `cuda/attention_backward_sm80_d*.cu`, which
-//! every GPU runs, and in `cuda/attention_backward_sm90_d*.cu`, for Hopper.
+//! every GPU runs, and in `cuda/attention_backward_sm90_d*.cu` and `cuda/attention_backward_sm90_fast_d*.cu`, for Hopper.
 
 use crate::device::{Dtype, Family};
 pub(super) use crate::ops::attention_kernels::Kernel;
@@ -225,7 +225,7 @@ macro_rules! fast {
     };
 }
 
-static FAST: [FastKernel; 1] = [fast!(128, 64, 3, 2)];
+static FAST: [FastKernel; 2] = [fast!(64, 64, 3, 2), fast!(128, 64, 3, 2)];
 
 /// The kernel that makes all gradients, for bf16 and a head dimension, if there is one.
 pub(super) fn fast(head_dim: usize) -> Option<&'static FastKernel> {
@@ -300,6 +300,22 @@ mod tests {
                     // Boxes of the copy engine, and the alignment of their tiles.
                     assert!(kernel.columns <= 256 && (kernel.columns * 128).is_multiple_of(1024));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn the_kernel_for_all_gradients_is_the_smallest_that_holds_the_head_dimension() {
+        for (head_dim, padded) in
+            [(8, Some(64)), (64, Some(64)), (72, Some(128)), (128, Some(128)), (136, None)]
+        {
+            let kernel = fast(head_dim);
+            assert_eq!(kernel.map(|kernel| kernel.dim), padded, "{head_dim}");
+            if let Some(FastKernel { kernel, slab, columns, dim, .. }) = kernel {
+                assert!(kernel.name.ends_with(&format!("_fast_sm90_d{dim}_bf16")));
+                assert!(slab.name.ends_with(&format!("_slab_sm90_d{dim}_bf16")));
+                // A thread of the second has two rows of a tile.
+                assert_eq!(slab.threads as usize, 2 * columns);
             }
         }
     }
