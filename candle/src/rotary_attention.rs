@@ -19,8 +19,8 @@ use crate::rotary::Rotary;
 /// `rotary.offset + attention.key_offset + j`. So the result is that of [`Rotary::apply_one`] of each at these positions, then
 /// attention; with both offsets of `attention` zero, that of [`Rotary::apply`].
 ///
-/// A backward pass gives the gradients of all three, those of queries and keys as they were before the rotation. The kernels
-/// that sum these rotate them back before they are rounded and stored, so no further pass reads or writes them. What is
+/// A backward pass gives the gradients of all three, those of queries and keys as they were before the rotation. On a GPU the
+/// kernels that sum these rotate them back before they are rounded and stored, so no further pass reads or writes them. What is
 /// kept for it is the log-sum-exp. Rotated queries and keys are not: it rotates them again, a pass over each. 131,072 tokens of 32
 /// query heads and 8 key heads of 128 dimensions would be 1.25 GiB more in 16 bits, in every layer.
 ///

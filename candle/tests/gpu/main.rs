@@ -225,6 +225,9 @@ fn refusals(gpu: &Device) {
     let x = Tensor::zeros((1, 5, 2, 64), DType::F32, gpu).unwrap();
     let message = attention(&x, &x, &x, &Attention::causal()).unwrap_err().to_string();
     assert!(message.starts_with("q: type F32 on a GPU is not valid; expected F16 or BF16"), "{message}");
+    let as_one = longrope_candle::rotary_attention(&x, &x, &x, &rotary(), &Attention::causal());
+    let message = as_one.unwrap_err().to_string();
+    assert!(message.starts_with("q: type F32 on a GPU is not valid; expected F16 or BF16"), "{message}");
     let here = x.to_device(&Device::Cpu).unwrap();
     let message = rotary().apply(&x, &here).unwrap_err().to_string();
     assert!(message.starts_with("k: a tensor on Cpu is not valid; expected Cuda"), "{message}");

@@ -5,7 +5,7 @@ use longrope::scaling::{FactorSet, FactorSets, SetChoice};
 use longrope_candle::{Attention, Pairing, Rotary, attention, rotary_attention};
 
 use crate::shared::elements;
-use crate::{Loss, are_finite_differences, are_those_of_the_cpu, gradients, layer, variables};
+use crate::{LAYER, Loss, are_finite_differences, are_those_of_the_cpu, gradients, layer, variables};
 
 /// 24 pairs of 32, in sets that differ, with a gain, and first tokens that stay: with [`masks`], the first 3 keys.
 fn rotary(pairing: Pairing) -> Rotary {
@@ -72,17 +72,24 @@ pub fn has_finite_differences(gpu: &Device) {
     }
 }
 
-/// Every input has a gradient that is not zero, also one that is used thrice, and twice.
+/// Every input has a gradient that is not zero, and one variable in all places of two uses has the sum of all six.
 pub fn none_is_missing(gpu: &Device) {
+    let mut values = layer(DType::BF16);
     for [one, _] in LOSSES {
-        let found = gradients(&layer(DType::BF16), DType::BF16, gpu, one);
+        let found = gradients(&values, DType::BF16, gpu, one);
         assert!(found.iter().all(|gradient| gradient.iter().any(|x| *x != 0.0)));
     }
-    let x = Var::from_tensor(&Tensor::ones((1, 5, 2, 64), DType::BF16, gpu).unwrap()).unwrap();
-    let use_of = || in_one([&x, &x, &x], Pairing::HalfSplit).sum_all().unwrap();
-    let gradients = (use_of() + use_of()).unwrap().backward().unwrap();
-    // Of equal values any weights make the same output, so that the gradient is that of the values alone, once for each use.
-    let found = elements(gradients.get(&x).unwrap());
-    let sum: f32 = found.iter().sum();
-    assert!((sum - 1280.0).abs() < 4.0, "{sum}");
+    let weights = Tensor::from_vec(values[3].clone(), &LAYER[3], gpu).unwrap().to_dtype(DType::BF16).unwrap();
+    let x = Tensor::from_vec(std::mem::take(&mut values[0]), &LAYER[0], gpu).unwrap();
+    let x = x.to_dtype(DType::BF16).unwrap();
+    let [x, q, k, v] = [(); 4].map(|()| Var::from_tensor(&x).unwrap());
+    let use_of = |inputs| weighted(&in_one(inputs, Pairing::HalfSplit), &weights);
+    let apart = use_of([&q, &k, &v]).backward().unwrap();
+    let [dq, dk, dv] = [&q, &k, &v].map(|x| elements(apart.get(x).unwrap()));
+    let shared = (use_of([&x, &x, &x]) + use_of([&x, &x, &x])).unwrap().backward().unwrap();
+    for (i, found) in elements(shared.get(&x).unwrap()).into_iter().enumerate() {
+        let (sum, size) = (2.0 * (dq[i] + dk[i] + dv[i]), 2.0 * (dq[i].abs() + dk[i].abs() + dv[i].abs()));
+        // Five sums are rounded, each of at most that size and what the roundings before it added.
+        assert!((found - sum).abs() <= 5.1 / 256.0 * size, "{i}: {found} is not {sum}");
+    }
 }
