@@ -24,14 +24,20 @@ use crate::layout::{contiguous, same_kind};
 /// Shapes or types that do not belong together, an invalid descriptor, or an error of the device.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> Result<Tensor> {
     same_kind(("q", q), &[("k", k), ("v", v)])?;
-    q.apply_op3(k, v, AttentionOp { attention: *attention, lse: OnceLock::new() })
+    q.apply_op3(k, v, AttentionOp::new(*attention))
 }
 
 /// The operation as candle records it.
-struct AttentionOp {
-    attention: Attention,
+pub(crate) struct AttentionOp {
+    pub(crate) attention: Attention,
     /// What the forward pass leaves for the backward one.
-    lse: OnceLock<Lse>,
+    pub(crate) lse: OnceLock<Lse>,
+}
+
+impl AttentionOp {
+    pub(crate) fn new(attention: Attention) -> Self {
+        Self { attention, lse: OnceLock::new() }
+    }
 }
 
 /// The log-sum-exp of each row, where the result is.
@@ -80,7 +86,7 @@ impl CustomOp3 for AttentionOp {
         let Some(lse) = self.lse.get() else {
             return Err(candle_core::Error::BackwardNotSupported { op: NAME });
         };
-        let [dq, dk, dv] = attention_backward::gradients(&self.attention, lse, [q, k, v, out, d_out])?;
+        let [dq, dk, dv] = attention_backward::gradients(&self.attention, None, lse, [q, k, v, out, d_out])?;
         Ok((Some(dq), Some(dk), Some(dv)))
     }
 

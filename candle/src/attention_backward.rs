@@ -10,18 +10,21 @@ use crate::attention::{Lse, NAME};
 use crate::cpu::Values;
 use crate::error;
 use crate::layout::contiguous;
+use crate::rotary::Rotary;
 
-/// Gradients by q, k and v, of their types and shapes, where they are.
+/// Gradients by q, k and v, of their types and shapes, where they are. If `rotary` is how q and k were rotated, those by q and k are
+/// of what these were before; positions are those of `attention`, whatever the rotary's offset.
 pub(crate) fn gradients(
     attention: &Attention,
+    rotary: Option<&Rotary>,
     lse: &Lse,
     [q, k, v, out, d_out]: [&Tensor; 5],
 ) -> Result<[Tensor; 3]> {
     match lse {
-        Lse::Cpu(lse) => on_cpu(attention, lse, [q, k, v, out, d_out]),
+        Lse::Cpu(lse) => on_cpu(attention, rotary, lse, [q, k, v, out, d_out]),
         #[cfg(feature = "cuda")]
         Lse::Cuda(lse) => {
-            let op = GradientsOp { attention: *attention, lse, out, d_out };
+            let op = GradientsOp { attention: *attention, rotary, lse, out, d_out };
             let all = q.apply_op3_no_bwd(k, v, &op)?;
             let mut start = 0;
             let mut part = |x: &Tensor| {
@@ -34,7 +37,12 @@ pub(crate) fn gradients(
     }
 }
 
-fn on_cpu(attention: &Attention, lse: &[f32], inputs: [&Tensor; 5]) -> Result<[Tensor; 3]> {
+fn on_cpu(
+    attention: &Attention,
+    rotary: Option<&Rotary>,
+    lse: &[f32],
+    inputs: [&Tensor; 5],
+) -> Result<[Tensor; 3]> {
     let [q, k, v, ..] = inputs;
     let storages = inputs.map(Tensor::storage_and_layout);
     let mut values = Vec::with_capacity(5);
@@ -57,6 +65,14 @@ fn on_cpu(attention: &Attention, lse: &[f32], inputs: [&Tensor; 5]) -> Result<[T
     let [queries, keys, values, d_out] = [queries, keys, values, d_out].map(Values::tensor);
     cpu::attention_backward(attention, queries, keys, values, d_out, lse, &delta, gradients)
         .map_err(error)?;
+    if let Some(rotary) = rotary {
+        for (gradient, shape, offset) in
+            [(&mut dq, shapes[0], attention.query_offset), (&mut dk, shapes[1], attention.key_offset)]
+        {
+            let back = rotary.at(offset).transposed();
+            cpu::rotary_in_place(&back.descriptor(), TensorMut::new(gradient, shape)).map_err(error)?;
+        }
+    }
     let like =
         |values: Vec<f32>, x: &Tensor| Tensor::from_vec(values, x.shape(), &Device::Cpu)?.to_dtype(x.dtype());
     Ok([like(dq, q)?, like(dk, k)?, like(dv, v)?])
@@ -66,6 +82,7 @@ fn on_cpu(attention: &Attention, lse: &[f32], inputs: [&Tensor; 5]) -> Result<[T
 #[cfg(feature = "cuda")]
 struct GradientsOp<'a> {
     attention: Attention,
+    rotary: Option<&'a Rotary>,
     lse: &'a crate::cuda::Rows,
     out: &'a Tensor,
     d_out: &'a Tensor,
@@ -111,6 +128,7 @@ impl CustomOp3 for GradientsOp<'_> {
         ];
         let size: usize =
             [q_layout, k_layout, v_layout].iter().map(|layout| layout.shape().elem_count()).sum();
-        Ok((crate::cuda::attention_backward(&self.attention, self.lse, inputs)?, Shape::from(size)))
+        let gradients = crate::cuda::attention_backward(&self.attention, self.rotary, self.lse, inputs)?;
+        Ok((gradients, Shape::from(size)))
     }
 }

@@ -12,7 +12,8 @@ use half::{bf16, f16};
 use longrope::descriptor::Attention;
 use longrope::device::{Context, DeviceTensor, Dtype, Stream};
 use longrope::ops::{
-    self, AttentionBackwardTensors, AttentionTensors, DeviceChoices, DevicePositions, RotaryTensor, Workspace,
+    self, AttentionBackwardTensors, AttentionTensors, CacheChoices, CacheRotary, DeviceChoices,
+    DevicePositions, RotaryTensor, Workspace,
 };
 
 use crate::cpu::wrong_dtype;
@@ -106,15 +107,17 @@ pub(crate) fn attention(attention: &Attention, inputs: [Input<'_>; 3]) -> Result
     }
 }
 
-/// Gradients by q, k and v, one after the other, from these, the output, and its gradient.
+/// Gradients by q, k and v, one after the other, from these, the output, and its gradient. With `rotary`, those by q and k are of
+/// what these were before it rotated them from the positions of `attention`.
 pub(crate) fn attention_backward(
     attention: &Attention,
+    rotary: Option<&Rotary>,
     lse: &Rows,
     inputs: [Input<'_>; 5],
 ) -> Result<CudaStorage> {
     match inputs[0].1.dtype() {
-        DType::F16 => differentiate::<f16>(attention, lse, inputs),
-        DType::BF16 => differentiate::<bf16>(attention, lse, inputs),
+        DType::F16 => differentiate::<f16>(attention, rotary, lse, inputs),
+        DType::BF16 => differentiate::<bf16>(attention, rotary, lse, inputs),
         other => Err(not_for_a_gpu(inputs[0].0, other)),
     }
 }
@@ -147,6 +150,7 @@ fn attend<T: Element>(attention: &Attention, inputs: [Input<'_>; 3]) -> Result<(
 
 fn differentiate<T: Element>(
     attention: &Attention,
+    rotary: Option<&Rotary>,
     lse: &Rows,
     inputs: [Input<'_>; 5],
 ) -> Result<CudaStorage> {
@@ -177,7 +181,12 @@ fn differentiate<T: Element>(
         dk: gradient(&k, sizes[0]),
         dv: gradient(&v, sizes[0] + sizes[1]),
     };
-    let operation = ops::AttentionBackward::new(*attention);
+    let rotary = rotary.map(|rotary| CacheRotary {
+        sets: &rotary.sets,
+        pairing: rotary.pairing,
+        choices: CacheChoices::All(rotary.choice),
+    });
+    let operation = ops::AttentionBackward { rotary, ..ops::AttentionBackward::new(*attention) };
     let bytes = operation.workspace_size(&tensors).map_err(error)?;
     launch.with_workspace(bytes, |workspace| {
         // SAFETY: as in `rotate`.

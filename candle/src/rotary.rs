@@ -64,26 +64,34 @@ impl Rotary {
     pub fn apply_one(&self, x: &Tensor) -> Result<Tensor> {
         x.apply_op1(RotaryOp(self.clone()))
     }
-}
 
-/// The operation as candle records it.
-struct RotaryOp(Rotary);
+    /// The same, not recorded for a backward pass.
+    pub(crate) fn apply_one_no_bwd(&self, x: &Tensor) -> Result<Tensor> {
+        x.apply_op1_no_bwd(&RotaryOp(self.clone()))
+    }
 
-/// Its name in errors, such as that of a backward pass.
-const NAME: &str = "longrope-rotary";
-
-impl RotaryOp {
     /// The transpose, which takes gradients back.
-    fn transposed(&self) -> Rotary {
-        let direction = match self.0.direction {
+    pub(crate) fn transposed(&self) -> Self {
+        let direction = match self.direction {
             Direction::Forward => Direction::Backward,
             Direction::Backward => Direction::Forward,
         };
-        Rotary { direction, ..self.0.clone() }
+        Self { direction, ..self.clone() }
+    }
+
+    /// What the core is told.
+    pub(crate) fn descriptor(&self) -> descriptor::Rotary<'_> {
+        descriptor::Rotary {
+            sets: &self.sets,
+            pairing: self.pairing,
+            direction: self.direction,
+            positions: Positions::Offset(self.offset),
+            choices: Choices::All(self.choice),
+        }
     }
 
     /// The rotated values, those of one input after those of the other.
-    fn on_cpu(&self, inputs: &[(&str, &CpuStorage, &Layout)]) -> Result<CpuStorage> {
+    pub(crate) fn on_cpu(&self, inputs: &[(&str, &CpuStorage, &Layout)]) -> Result<CpuStorage> {
         let values = inputs
             .iter()
             .map(|(name, storage, layout)| Values::new(name, storage, layout))
@@ -91,13 +99,7 @@ impl RotaryOp {
         if let [q, k] = &values[..] {
             same_tokens(q.layout(), k.layout())?;
         }
-        let rotary = descriptor::Rotary {
-            sets: &self.0.sets,
-            pairing: self.0.pairing,
-            direction: self.0.direction,
-            positions: Positions::Offset(self.0.offset),
-            choices: Choices::All(self.0.choice),
-        };
+        let rotary = self.descriptor();
         let sizes: Vec<usize> = inputs.iter().map(|(_, _, layout)| layout.shape().elem_count()).collect();
         let mut out = vec![0.0; sizes.iter().sum()];
         let mut rest = &mut out[..];
@@ -110,6 +112,12 @@ impl RotaryOp {
         Ok(into_storage(out, inputs[0].1))
     }
 }
+
+/// The operation as candle records it.
+struct RotaryOp(Rotary);
+
+/// Its name in errors, such as that of a backward pass.
+const NAME: &str = "longrope-rotary";
 
 /// As the kernel demands, so that a call means the same on every device.
 fn same_tokens(q: descriptor::Layout, k: descriptor::Layout) -> Result<()> {
@@ -130,11 +138,11 @@ impl CustomOp1 for RotaryOp {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((self.on_cpu(&[("x", storage, layout)])?, layout.shape().clone()))
+        Ok((self.0.on_cpu(&[("x", storage, layout)])?, layout.shape().clone()))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.transposed().apply_one(gradient)?))
+        Ok(Some(self.0.transposed().apply_one(gradient)?))
     }
 
     #[cfg(feature = "cuda")]
@@ -160,7 +168,7 @@ impl CustomOp2 for RotaryOp {
         k: &CpuStorage,
         k_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let out = self.on_cpu(&[("q", q, q_layout), ("k", k, k_layout)])?;
+        let out = self.0.on_cpu(&[("q", q, q_layout), ("k", k, k_layout)])?;
         Ok((out, both(q_layout, k_layout)))
     }
 
@@ -174,7 +182,7 @@ impl CustomOp2 for RotaryOp {
         let (first, second) = (q.elem_count(), k.elem_count());
         let dq = gradient.narrow(0, 0, first)?.reshape(q.shape())?;
         let dk = gradient.narrow(0, first, second)?.reshape(k.shape())?;
-        let (dq, dk) = self.transposed().apply(&dq, &dk)?;
+        let (dq, dk) = self.0.transposed().apply(&dq, &dk)?;
         Ok((Some(dq), Some(dk)))
     }
 

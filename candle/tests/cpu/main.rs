@@ -5,6 +5,7 @@ mod shared;
 
 mod backward;
 mod refusals;
+mod rotary_attention;
 
 use candle_core::{DType, Device};
 use shared::{attention, rotary};

@@ -4,6 +4,8 @@
 #[path = "../shared/mod.rs"]
 mod shared;
 
+mod rotary_attention;
+
 use candle_core::{DType, Device, Tensor, Var};
 use libtest_mimic::{Arguments, Failed, Trial};
 use longrope::scaling::{FactorSet, FactorSets, SetChoice};
@@ -34,10 +36,26 @@ const TESTS: &[Test] = &[
         shared::attention::is_within_its_bound_of_the_reference(gpu, DType::BF16, Some(7), STEP);
     }),
     ("operations_wait_for_what_was_computed_before_and_are_waited_for", stream_order),
-    ("gradients_of_attention_in_f16_are_those_of_the_cpu", |gpu| attention_backward(gpu, DType::F16, 4e-3)),
-    ("gradients_of_attention_in_bf16_are_those_of_the_cpu", |gpu| attention_backward(gpu, DType::BF16, 3e-2)),
-    ("gradients_of_a_layer_are_its_finite_differences", layer_differences),
+    ("gradients_of_attention_in_f16_are_those_of_the_cpu", |gpu| {
+        are_those_of_the_cpu(gpu, DType::F16, 4e-3, [loss, loss]);
+    }),
+    ("gradients_of_attention_in_bf16_are_those_of_the_cpu", |gpu| {
+        are_those_of_the_cpu(gpu, DType::BF16, 3e-2, [loss, loss]);
+    }),
+    ("gradients_of_a_layer_are_its_finite_differences", |gpu| are_finite_differences(gpu, [loss, loss])),
     ("no_gradient_is_missing", none_is_missing),
+    ("rotary_and_attention_as_one_operation_have_the_values_of_two", rotary_attention::has_the_values_of_two),
+    ("gradients_of_rotary_and_attention_as_one_operation_in_f16_are_those_of_two_on_the_cpu", |gpu| {
+        rotary_attention::has_the_gradients_of_two(gpu, DType::F16, 4e-3);
+    }),
+    ("gradients_of_rotary_and_attention_as_one_operation_in_bf16_are_those_of_two_on_the_cpu", |gpu| {
+        rotary_attention::has_the_gradients_of_two(gpu, DType::BF16, 3e-2);
+    }),
+    (
+        "gradients_of_rotary_and_attention_as_one_operation_are_finite_differences",
+        rotary_attention::has_finite_differences,
+    ),
+    ("no_gradient_of_rotary_and_attention_as_one_operation_is_missing", rotary_attention::none_is_missing),
     ("a_backward_pass_through_the_rotary_embedding_is_that_of_the_cpu", rotary_backward),
     ("what_a_gpu_can_not_compute_is_refused_by_name", refusals),
 ];
@@ -105,6 +123,9 @@ fn loss([q, k, v, weights]: [&Tensor; 4]) -> Tensor {
     (out * weights).unwrap().to_dtype(DType::F32).unwrap().sum_all().unwrap()
 }
 
+/// The loss of a layer.
+type Loss = fn([&Tensor; 4]) -> Tensor;
+
 /// What the inputs of a layer hold, exact in the type.
 fn layer(dtype: DType) -> [Vec<f32>; 4] {
     [0, 1, 2, 3].map(|i: usize| values(dtype, 20 + i as u64, LAYER[i].iter().product()))
@@ -117,17 +138,18 @@ fn variables(inputs: &[Vec<f32>; 4], dtype: DType, device: &Device) -> [Var; 4] 
     })
 }
 
-/// The gradients of the layer's inputs, and its loss.
-fn gradients(inputs: &[Vec<f32>; 4], dtype: DType, device: &Device) -> Vec<Vec<f32>> {
+/// The gradients of the layer's inputs.
+fn gradients(inputs: &[Vec<f32>; 4], dtype: DType, device: &Device, loss: Loss) -> Vec<Vec<f32>> {
     let variables = variables(inputs, dtype, device);
     let found = loss([0, 1, 2, 3].map(|i: usize| variables[i].as_tensor())).backward().unwrap();
     variables.iter().map(|x| elements(found.get(x).unwrap())).collect()
 }
 
 /// Against the CPU in f32: what differs are the roundings of rotated queries and keys, of weights, of the output and of gradients.
-fn attention_backward(gpu: &Device, dtype: DType, bound: f32) {
+fn are_those_of_the_cpu(gpu: &Device, dtype: DType, bound: f32, [on_gpu, on_cpu]: [Loss; 2]) {
     let inputs = layer(dtype);
-    let (found, exact) = (gradients(&inputs, dtype, gpu), gradients(&inputs, DType::F32, &Device::Cpu));
+    let found = gradients(&inputs, dtype, gpu, on_gpu);
+    let exact = gradients(&inputs, DType::F32, &Device::Cpu, on_cpu);
     for (i, (found, exact)) in found.iter().zip(&exact).enumerate() {
         let largest = exact.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
         for (found, exact) in found.iter().zip(exact) {
@@ -140,10 +162,10 @@ fn attention_backward(gpu: &Device, dtype: DType, bound: f32) {
 }
 
 /// The gradients on the GPU against differences of the loss on the CPU, in f32, along random directions.
-fn layer_differences(gpu: &Device) {
+fn are_finite_differences(gpu: &Device, [on_gpu, on_cpu]: [Loss; 2]) {
     let (dtype, step) = (DType::BF16, 0.01f32);
     let inputs = layer(dtype);
-    let found = gradients(&inputs, dtype, gpu);
+    let found = gradients(&inputs, dtype, gpu, on_gpu);
     for i in 0..3 {
         for seed in 30..34 {
             let direction = values(dtype, seed, inputs[i].len());
@@ -151,7 +173,9 @@ fn layer_differences(gpu: &Device) {
                 let mut moved = inputs.clone();
                 moved[i].iter_mut().zip(&direction).for_each(|(x, d)| *x += step * d);
                 let moved = variables(&moved, DType::F32, &Device::Cpu);
-                f64::from(loss([0, 1, 2, 3].map(|i: usize| moved[i].as_tensor())).to_scalar::<f32>().unwrap())
+                f64::from(
+                    on_cpu([0, 1, 2, 3].map(|i: usize| moved[i].as_tensor())).to_scalar::<f32>().unwrap(),
+                )
             };
             let difference = (at(step) - at(-step)) / f64::from(2.0 * step);
             let product: f64 = found[i].iter().zip(&direction).map(|(g, d)| f64::from(g * d)).sum();
@@ -169,7 +193,7 @@ fn layer_differences(gpu: &Device) {
 
 /// Every input has a gradient that is not zero, also one that is used twice.
 fn none_is_missing(gpu: &Device) {
-    let found = gradients(&layer(DType::BF16), DType::BF16, gpu);
+    let found = gradients(&layer(DType::BF16), DType::BF16, gpu, loss);
     assert!(found.iter().all(|gradient| gradient.iter().any(|x| *x != 0.0)));
     let x = Var::from_tensor(&Tensor::ones((1, 5, 2, 64), DType::BF16, gpu).unwrap()).unwrap();
     let rotated = rotary().apply_one(&x).unwrap();
@@ -200,6 +224,9 @@ fn rotary_backward(gpu: &Device) {
 fn refusals(gpu: &Device) {
     let x = Tensor::zeros((1, 5, 2, 64), DType::F32, gpu).unwrap();
     let message = attention(&x, &x, &x, &Attention::causal()).unwrap_err().to_string();
+    assert!(message.starts_with("q: type F32 on a GPU is not valid; expected F16 or BF16"), "{message}");
+    let as_one = longrope_candle::rotary_attention(&x, &x, &x, &rotary(), &Attention::causal());
+    let message = as_one.unwrap_err().to_string();
     assert!(message.starts_with("q: type F32 on a GPU is not valid; expected F16 or BF16"), "{message}");
     let here = x.to_device(&Device::Cpu).unwrap();
     let message = rotary().apply(&x, &here).unwrap_err().to_string();
