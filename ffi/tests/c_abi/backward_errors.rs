@@ -147,7 +147,10 @@ fn a_descriptor_out_of_range_is_named_by_its_field() {
         refused(|desc, _| desc.causal = number, &start("causal"));
         refused(|desc, _| desc.accumulate = number, &start("accumulate"));
     }
-    refused(|desc, _| desc.flags = 1, "desc.flags: 1 is not valid; expected 0, since no flag is defined");
+    refused(
+        |desc, _| desc.flags = 2,
+        "desc.flags: 2 is not valid; expected 0 or LONGROPE_ATTENTION_BACKWARD_FAST (1)",
+    );
     refused(|desc, _| desc.reserved = 1, "desc.reserved: a value is not valid; expected zero");
     refused(|desc, _| desc.scale = f32::NAN, "desc.scale: NaN is not valid; expected a finite number");
     refused(|desc, _| desc.window = -1, "desc.window: -1 is not valid; expected 0 or more");
