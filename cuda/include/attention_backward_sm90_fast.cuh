@@ -55,6 +55,8 @@ struct FastShape {
     // 4,096 queries: see GradientShape.
     static constexpr int kFoldTiles = 4096 / kColumns;
     static constexpr int kLoaderRegisters = 24, kConsumerRegisters = 240;
+    // Not used: it rotates no gradients.
+    using Staged = StagedGradient<kDim, kTurnedRows, 32>;
     static_assert((kDim == 128 || kDim == 64) && kColumns == 64, "consumers make dQ of 64 queries, and of half of the dimensions");
     // What is declared beside it has 3 KiB.
     static_assert(kSharedBytes <= 224 * 1024, "more than a multiprocessor gives");
