@@ -12,8 +12,8 @@ use crate::error;
 use crate::layout::contiguous;
 use crate::rotary::Rotary;
 
-/// Gradients by q, k and v, of their types and shapes, where they are. If `rotary` is how q and k were rotated, those by q and k are
-/// of what these were before; positions are those of `attention`, whatever the rotary's offset.
+/// Gradients by q, k and v, of their types and shapes, where they are. If `rotary` is how q and k were rotated, those by q and k
+/// are of what these were before; positions are those of `attention`, whatever the rotary's offset.
 pub(crate) fn gradients(
     attention: &Attention,
     rotary: Option<&Rotary>,
