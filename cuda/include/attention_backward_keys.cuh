@@ -52,7 +52,7 @@ template <class Shape>
 struct KeyGradientShared {
     AttentionBlock block;                                                   // its head is the key head
     int set;                                                                // of the sequence's keys, by which they were rotated
-    float lse[Shape::kStages][Shape::kQueries], delta[Shape::kStages][Shape::kQueries];
+    alignas(8) float lse[Shape::kStages][Shape::kQueries], delta[Shape::kStages][Shape::kQueries];
     float back[2][Shape::kKeys];  // of the rows of dS^T of each warp of a pair (attention_backward.cuh)
     // The tile of keys at hand: its first key, and the tiles of queries that see one of its keys, from the last on backwards.
     int64_t first_key, last_tile;
