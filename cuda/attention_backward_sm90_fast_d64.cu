@@ -4,6 +4,6 @@
 
 // Padded head dimension, queries a tile, tiles of Q and of dO in the rings, whether the copy engine adds dQ, and whether P comes before
 // the other consumer's dS.
-using Shape = longrope::FastShape<64, 64, 3, 2, true, false>;
+using Shape = longrope::FastShape<64, 64, 3, 2, false, false>;
 
 LONGROPE_ATTENTION_BACKWARD_FAST(sm90_d64_bf16, __nv_bfloat16, Shape)

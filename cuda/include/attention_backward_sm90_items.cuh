@@ -149,14 +149,36 @@ struct ItemFinder {
     int sequence;     // of the number that was taken, where dQ is added to a slab
     bool is_taken;    // whether the number before may have more items
 
+    // The block of keys of a number, of which its head and sequence are left. Under a causal mask the most queries see the first keys,
+    // and their items take longest: so the first half of the blocks of all heads comes first, then the next quarter of all, and so
+    // on. Were each head worked on as a whole, the last one's longest items would begin when there is little else left to do.
+    static __device__ __forceinline__ uint32_t key_block(const longrope_attention_backward_sm90_params &h, uint32_t &number) {
+        constexpr int kParts = 4;
+        const uint32_t blocks = static_cast<uint32_t>(h.backward.key_blocks), heads = h.items / blocks;
+        uint32_t first = 0, size = blocks;
+        if (h.backward.attention.causal) {
+#pragma unroll 1
+            for (int part = 1; part < kParts; ++part) {
+                const uint32_t half = (blocks - first + 1) / 2;
+                size = half;
+                if (number < half * heads) break;
+                number -= half * heads;
+                first += half;
+                size = blocks - first;
+            }
+        }
+        const uint32_t block = first + number % size;
+        number /= size;
+        return block;
+    }
+
     // Takes a number; returns whether there may be something to do for it.
     template <class Shape>
     __device__ __forceinline__ bool take(const longrope_attention_backward_sm90_params &h, uint32_t taken) {
         const longrope_attention_params &p = h.backward.attention;
         if (Shape::kOfKeys) {
-            const uint32_t blocks = static_cast<uint32_t>(h.backward.key_blocks), heads = static_cast<uint32_t>(h.backward.key_heads);
-            key = static_cast<int64_t>(taken % blocks) * Shape::kRows;
-            taken /= blocks;
+            const uint32_t heads = static_cast<uint32_t>(h.backward.key_heads);
+            key = static_cast<int64_t>(key_block(h, taken)) * Shape::kRows;
             block.head = static_cast<int>(taken % heads);
             block.first_query = 0;
             if (Shape::kMakesAll) sequence = static_cast<int>(taken / heads);

@@ -549,7 +549,8 @@ typedef struct longrope_attention_backward_desc {
 } longrope_attention_backward_desc;
 
 /* In `flags`: sums may have any order, where a kernel makes use of it: those of compute capability 9.0, for BF16 and a head
- * dimension of at most 128 without `rotary`, unless the query heads of a key head would need more than 2 GiB. It is faster.
+ * dimension of at most 128 without `rotary`, as long as the query heads of a key head have at most 32,768 queries of 128
+ * dimensions together. It is faster.
  * The bits of dq may then differ from run to run, within the same bounds. */
 #define LONGROPE_ATTENTION_BACKWARD_FAST 1u
 

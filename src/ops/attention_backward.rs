@@ -48,7 +48,7 @@ pub struct AttentionBackward<'a> {
     /// its last query says ([`CacheChoices::ByLength`](super::CacheChoices::ByLength)). An angle is within 3e-6 of the exact one.
     pub rotary: Option<CacheRotary<'a>>,
     /// Allows sums whose order is not given, where a kernel makes use of it: on Hopper for bf16 queries and a head dimension up to
-    /// 128, without `rotary`, and unless the query heads of a key head would need more than 2 GiB of the workspace. Then the bits of dQ may differ from
+    /// 128, without `rotary`, and as long as the query heads of a key head have at most 32,768 queries of 128 dimensions together. Then the bits of dQ may differ from
     /// run to run, within the same bounds. It is faster, and needs more workspace: an f32 of each element of dQ, of as many
     /// heads as fit in 1 GiB.
     pub fast: bool,

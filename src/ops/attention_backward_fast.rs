@@ -18,6 +18,10 @@ use crate::ops::attention_backward_kernels::{self as kernels, FastKernel, Kernel
 /// Bytes before all else: a counter; and as many to align what follows.
 const COUNTER_BYTES: usize = 128;
 
+/// Bytes of the queries of a key head, their gradients and their part of the slab, that stay in the second-level cache: blocks of
+/// keys read and add to all of them again and again. Beyond it the kernels without a slab are as fast, or faster.
+const CACHED_BYTES: usize = 32 << 20;
+
 /// What bounds the slab.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SlabBounds {
@@ -83,6 +87,9 @@ impl<'a> FastPlan<'a> {
             false => length.div_ceil(kernel.columns),
         };
         let one = slab_tiles.checked_mul(group * kernel.tile_bytes())?;
+        if longest.saturating_mul(group) > CACHED_BYTES / (2 * q.dtype.size() + 4) / kernel.dim {
+            return None;
+        }
         let together = together([q.layout.batch(), k.layout.heads()], one, bounds)?;
         let steps = blocks_of(&[group, tiles])? as usize;
         let sums_bytes = if steps > kernel.fold_tiles() { MAX_BLOCKS * kernel.folded_bytes() } else { 0 };
@@ -315,21 +322,31 @@ mod tests {
     }
 
     #[test]
-    fn a_million_tokens_of_32_heads_need_less_than_two_and_a_half_gigabytes() {
-        let tensors = tensors(1, 1 << 20, [32, 8]);
-        let plan = plan(BOUNDS, &tensors, Sequences::Dense).expect("a slab of one key head");
-        assert_eq!(plan.together, [1, 1]);
-        assert_eq!(plan.slab_bytes, 2 * GIB);
-        // Beside it delta, an f32 a row.
-        assert!(plan.workspace_bytes() + (4 << 20) * 32 < 2_500_000_000);
+    fn what_the_second_level_cache_does_not_hold_is_not_taken() {
+        for (length, heads, taken) in [
+            (16_384, [16, 16], true),
+            (32_768, [4, 4], true),
+            (32_769, [4, 4], false),
+            (16_384, [8, 4], true),
+            (16_384, [32, 8], false),
+            (1 << 20, [2, 2], false),
+        ] {
+            let found = plan(BOUNDS, &tensors(1, length, heads), Sequences::Dense).is_some();
+            assert_eq!(found, taken, "{length} tokens of {heads:?} heads");
+        }
     }
 
     #[test]
-    fn a_group_beyond_the_bound_is_not_taken() {
-        let many = tensors(1, 1 << 20, [5, 1]);
-        assert!(plan(BOUNDS, &many, Sequences::Dense).is_none());
-        let long = tensors(1, 1 << 21, [4, 1]);
-        assert!(plan(BOUNDS, &long, Sequences::Dense).is_none());
+    fn short_sequences_of_more_tokens_than_a_slab_holds_are_not_taken() {
+        let plan = |tokens| {
+            let starts = Starts::I32;
+            let sequences =
+                Packed { count: 1, query_starts: 8, key_starts: 8, starts, max_query_length: 4096 };
+            plan(BOUNDS, &tensors(1, tokens, [4, 1]), Sequences::Packed(sequences))
+                .map(|plan| plan.slab_bytes)
+        };
+        assert_eq!(plan(1 << 20), Some(2 * GIB + 4 * 64 * 128 * 4));
+        assert_eq!(plan(5 << 18), None);
     }
 
     #[test]
