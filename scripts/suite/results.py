@@ -12,7 +12,7 @@ TABLE, STAMPS = "h100.csv", "stamps.json"
 COLUMNS = ["family", "op", "shape", "unit", "ours", "peer", "peer_value", "ratio", "goal", "note"]
 # What a bench compares with: nothing, the goal itself, the device, or ours in another form. Every other peer is of the peers
 # part.
-OF_BENCH = {"", "goal", "device copy", "read ceiling", "contiguous"}
+OF_BENCH = {"", "goal", "device copy", "read ceiling", "contiguous", "queries rotated before"}
 # How far a peer may be off what it was seen to do without a note.
 TOLERANCE = 0.03
 
