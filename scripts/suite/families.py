@@ -83,8 +83,6 @@ def backward(kernels: str, **rest) -> Family:
         tests=("tests/gpu/backward/*.rs", *(f"tests/gpu/attention/{name}.rs" for name in ("forward", "long", "oracle"))),
         bench="gpu_backward",
         abi=tuple(f"ffi/src/{name}.rs" for name in ("attention_backward", "attention_delta", "abi/backward", "attention", "merge")),
-        # The forward pass, which comes before, is not timed.
-        peers=tuple(f"benches/peers/{program}.py" for program in ("backward", "attention", "flash_attention3", "worker")),
         called="backward",
         # Each is checked against a reference in f64, on the processor.
         cases_tests=100,
@@ -130,9 +128,13 @@ FAMILIES = {
         "cuda/attention_backward_sm80_*.cu",
         environment={"LONGROPE_TEST_PORTABLE": "1"},
         sanitizer_environment={"LONGROPE_TEST_PORTABLE": "1"},
-        peers_arguments=("--portable",),
     ),
-    "backward_sm90": backward("cuda/attention_backward_sm90_*.cu"),
+    "backward_sm90": backward(
+        "cuda/attention_backward_sm90_*.cu",
+        # The forward pass, which comes before, is not timed. The family of the portable kernels has no such part: through the C ABI they
+        # can't be asked for where Hopper's are.
+        peers=tuple(f"benches/peers/{program}.py" for program in ("backward", "attention", "flash_attention3", "worker")),
+    ),
     "decode": Family(
         device=("cuda/decode_*.cu", "cuda/cache.cu"),
         launch=CACHE,
