@@ -195,10 +195,7 @@ static void print_hopper_attention(const char *name, unsigned blocks, const long
         print_cache(&p->cache);
         print_tokens(&p->tokens);
     }
-    if (p->rotates) {
-        printf("driver:   rotated at %p, a map of %#llx\n", p->rotated, (unsigned long long)p->rotated_map.words[0]);
-        print_cache_rotary("queries", &p->rotary);
-    }
+    if (p->rotates) print_cache_rotary("queries", &p->rotary);
 }
 
 static void print_merge(const longrope_merge_params *p) {

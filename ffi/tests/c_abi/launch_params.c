@@ -119,7 +119,6 @@ options_seen see_options(const recorded_launch *launch) {
     seen.choice_kind = p.rotary.choice_kind;
     seen.choices = p.rotary.choices;
     seen.last_step = p.rotary.sets.long_set.step[p.rotary.pairs - 1];
-    seen.rotated = p.rotated;
     return seen;
 }
 

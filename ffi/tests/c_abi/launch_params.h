@@ -54,7 +54,6 @@ typedef struct options_seen {
     int rotates, pairs, interleaved, choice_kind;
     const void *choices;
     uint64_t last_step; /* of the long set's last pair */
-    const void *rotated;
 } options_seen;
 
 /* Of the attention kernels, those over a cache included. */

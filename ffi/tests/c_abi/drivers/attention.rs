@@ -93,7 +93,6 @@ driver:   scale 0.125 negated 0
 driver:   carry 0x40000
 driver:   carry 1920 64 320 1
 driver:   its lse 0x50000 by 30 1 5
-driver:   rotated at 0x180, a map of 0x180
 driver:   queries: choices 1 (nil) pairs 2 interleaved 0 parity 0
 driver:   queries steps 28be60db9391054a 28be60db9391054a 28be60db9391054a gains 1 1 1 original 9223372036854775807 first 0
 rotary: 0
