@@ -75,7 +75,6 @@ size: 0
 driver: cuTensorMapEncodeTiled 0x10000 type 9, 64 5 6 2 by 768 128 3840, boxes of 64 192 1 1
 driver: cuTensorMapEncodeTiled 0x20000 type 9, 64 9 2 2 by 256 128 5120, boxes of 64 128 1 1
 driver: cuTensorMapEncodeTiled 0x30000 type 9, 64 9 2 2 by 128 1152 2304, boxes of 64 128 1 1
-driver: cuTensorMapEncodeTiled 0x180 type 9, 64 55296 1 1 by 128 16 16, boxes of 64 192 1 1
 driver: cuMemsetD32Async 0x100 to 0, 1 times, on stream 0x77
 driver: cuLaunchKernel longrope_attentio on stream 0x77
 driver:   kernel longrope_attention_sm90_d64_bf16, 4 blocks for 12 items, drawn 0x100 sums 0x180
