@@ -3,6 +3,12 @@
 
 mod adamw;
 mod block;
+mod checkpoint;
+mod curve;
+mod documents;
+mod export;
+mod factors;
+pub mod fingerprint;
 #[cfg(test)]
 mod gradient_tests;
 mod head;
@@ -12,10 +18,22 @@ mod llama;
 mod packing;
 mod parameters;
 mod pass;
+mod run;
+#[cfg(test)]
+mod run_tests;
+mod safetensors;
+mod utilisation;
 
 pub use adamw::AdamW;
+pub use checkpoint::{Checkpoints, Done, Record, Settings};
+pub use curve::{curve_csv, curve_svg};
+pub use documents::documents;
+pub use export::{adapter, merged, read_adapter};
+pub use factors::Factors;
 pub use learning_rate::LearningRate;
 pub use llama::{Lora, Method, Projection, TrainableLlama};
 pub use packing::{Pack, Packing, Windows};
 pub use parameters::{Gradients, Parameter};
 pub use pass::{Loss, loss, loss_and_gradients};
+pub use run::{Recipe, Run};
+pub use utilisation::{flops, peak};
