@@ -112,7 +112,7 @@ impl<'a> Run<'a> {
         mean_loss(self.model, held_out, self.rotary)
     }
 
-    fn save(&self, checkpoints: &Checkpoints) -> Result<()> {
+    pub(super) fn save(&self, checkpoints: &Checkpoints) -> Result<()> {
         for parameter in self.model.parameters() {
             let squares = parameter.value().sqr()?.sum_all()?.to_scalar::<f32>()?;
             finite(parameter.name(), squares.into())
@@ -131,14 +131,19 @@ impl<'a> Run<'a> {
             if let Some(peak) = peak {
                 detail += &format!(", {:.1} % of peak", 100.0 * operations / record.seconds / peak);
             }
-            self.done.history.push(record);
+            self.record(record);
             progress.show(self.done.history.len(), planned, &detail);
         }
         Ok(())
     }
 
+    /// Keeps the record of a step that was made.
+    pub(super) fn record(&mut self, record: Record) {
+        self.done.history.push(record);
+    }
+
     /// One step. The run is what it was before it until the optimiser changes it.
-    fn step(&mut self, checkpoints: &Checkpoints) -> Result<(Record, f64)> {
+    pub(super) fn step(&mut self, checkpoints: &Checkpoints) -> Result<(Record, f64)> {
         let (started, step) = (Instant::now(), self.done.history.len());
         let context = || format!("step {}", step + 1);
         let mut gradients = Gradients::new(self.model.parameters().len());
