@@ -41,13 +41,13 @@ pub struct Text {
     pub path: PathBuf,
 }
 
-/// The texts of `manifest` with these names that `model` may be measured on: those whose role is eval, and those of role train
+/// The texts of `manifest` with the names that a flag gives, which `model` may be measured on: those whose role is eval, and those of role train
 /// that the manifest's entry of this very model says it was not trained on (the role is that of the bundled model). Without
 /// names, those of role eval that are committed.
 ///
 /// # Errors
 /// A name that the manifest does not have, a text that may not be measured on, or one that was not fetched.
-pub fn eval_texts(manifest: &Path, names: &[String], model: &Path) -> Result<Vec<Text>> {
+pub fn eval_texts(manifest: &Path, (flag, names): (&str, &[String]), model: &Path) -> Result<Vec<Text>> {
     let json = files::read_text(manifest)?;
     let listed: Manifest = serde_json::from_str(&json)
         .with_context(|| format!("{}: not a valid manifest of texts", manifest.display()))?;
@@ -62,7 +62,7 @@ pub fn eval_texts(manifest: &Path, names: &[String], model: &Path) -> Result<Vec
         .map(|name| {
             let Some(entry) = listed.texts.iter().find(|entry| entry.name == *name) else {
                 let known: Vec<&str> = listed.texts.iter().map(|entry| entry.name.as_str()).collect();
-                bail!("--text: {name} is not valid; expected a text of {}: {known:?}", manifest.display());
+                bail!("{flag}: {name} is not valid; expected a text of {}: {known:?}", manifest.display());
             };
             let unseen = || {
                 let same = |path: &Path| {
@@ -74,7 +74,7 @@ pub fn eval_texts(manifest: &Path, names: &[String], model: &Path) -> Result<Vec
             };
             ensure!(
                 entry.role == "eval" || unseen(),
-                "--text: {name} is not valid; expected a text whose role is eval, and its role is {}",
+                "{flag}: {name} is not valid; expected a text whose role is eval, and its role is {}",
                 entry.role
             );
             let text = text(entry);
@@ -208,10 +208,14 @@ mod tests {
         let manifest = manifest(dir.path());
         let a = Text { name: "a".into(), path: dir.path().join("data/a.txt") };
         for names in [vec![], vec!["a".into()]] {
-            assert_eq!(eval_texts(&manifest, &names, Path::new("m")).unwrap(), std::slice::from_ref(&a));
+            assert_eq!(
+                eval_texts(&manifest, ("--text", &names), Path::new("m")).unwrap(),
+                std::slice::from_ref(&a)
+            );
         }
-        let message =
-            |name: &str| eval_texts(&manifest, &[name.into()], Path::new("m")).unwrap_err().to_string();
+        let message = |name: &str| {
+            eval_texts(&manifest, ("--text", &[name.into()]), Path::new("m")).unwrap_err().to_string()
+        };
         assert!(message("b").ends_with("its role is search"), "{}", message("b"));
         assert!(message("c").ends_with("scripts/fetch-texts makes it"), "{}", message("c"));
         assert!(message("d").starts_with("--text: d is not valid"), "{}", message("d"));
@@ -221,7 +225,9 @@ mod tests {
     fn a_text_to_train_on_is_one_for_a_model_that_never_saw_it() {
         let dir = tempfile::tempdir().unwrap();
         let manifest = manifest(dir.path());
-        let texts = |model: &str| eval_texts(&manifest, &["t".into()], &dir.path().join("data").join(model));
+        let texts = |model: &str| {
+            eval_texts(&manifest, ("--text", &["t".into()]), &dir.path().join("data").join(model))
+        };
         assert_eq!(texts("m.gguf").unwrap()[0].name, "t");
         // Trained on it, nobody knows, and not in the manifest.
         for model in ["n.gguf", "o.gguf", "p.gguf"] {
@@ -229,7 +235,7 @@ mod tests {
             assert!(message.ends_with("its role is train"), "{message}");
         }
         // What was searched on is for no model.
-        let search = eval_texts(&manifest, &["b".into()], &dir.path().join("data/m.gguf"));
+        let search = eval_texts(&manifest, ("--text", &["b".into()]), &dir.path().join("data/m.gguf"));
         assert!(search.unwrap_err().to_string().ends_with("its role is search"));
     }
 

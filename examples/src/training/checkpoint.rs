@@ -14,15 +14,13 @@ use sha2::{Digest, Sha256};
 use super::adamw::AdamW;
 use super::parameters::{Parameter, check_value};
 use super::safetensors;
+use super::settings::Settings;
 use crate::files;
 
 const FORMAT: u32 = 1;
 const STATE: &str = "state.json";
 const TENSORS: &str = "tensors.safetensors";
 const PREFIX: &str = "checkpoint-";
-
-/// The settings of a run that its steps depend on: flags and their values, or hashes of what they name.
-pub type Settings = Vec<(String, String)>;
 
 /// A step that was made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -78,11 +76,13 @@ impl Checkpoints {
 
     /// The one of the highest step, if there is any.
     pub fn newest(&self) -> Result<Option<PathBuf>> {
-        let found = self.all()?.into_iter().max_by_key(|(step, _)| *step);
-        Ok(found.map(|(_, path)| path))
+        let whole =
+            self.all()?.into_iter().filter_map(|(step, path)| Some((step.parse::<usize>().ok()?, path)));
+        Ok(whole.max_by_key(|(step, _)| *step).map(|(_, path)| path))
     }
 
-    fn all(&self) -> Result<Vec<(usize, PathBuf)>> {
+    /// All folders of checkpoints by what follows the prefix: the step, or `STEP.new` for one that was not finished.
+    fn all(&self) -> Result<Vec<(String, PathBuf)>> {
         let context = || format!("{}: can't be read", self.output.display());
         let entries = match fs::read_dir(&self.output) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -92,13 +92,15 @@ impl Checkpoints {
         for entry in entries {
             let path = entry.with_context(context)?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let step = name.strip_prefix(PREFIX).and_then(|step| step.parse().ok());
-            found.extend(step.map(|step| (step, path)));
+            let step = name.strip_prefix(PREFIX).map(str::to_owned);
+            let is_step = |step: &String| step.trim_end_matches(".new").parse::<usize>().is_ok();
+            found.extend(step.filter(is_step).map(|step| (step, path)));
         }
         Ok(found)
     }
 
-    /// Writes a checkpoint aside, flushes it to disk, and gives it its name; then older ones go. If that fails, these stay.
+    /// Writes a checkpoint aside, flushes it to disk, and gives it its name; then all others go. If that
+    /// fails, these stay.
     pub fn save(&self, done: &Done, parameters: &[Parameter], optimiser: &AdamW) -> Result<PathBuf> {
         let path = self.output.join(format!("{PREFIX}{}", done.history.len()));
         if path.exists() {

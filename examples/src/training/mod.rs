@@ -8,7 +8,6 @@ mod curve;
 mod documents;
 mod export;
 mod factors;
-pub mod fingerprint;
 #[cfg(test)]
 mod gradient_tests;
 mod head;
@@ -18,14 +17,16 @@ mod llama;
 mod packing;
 mod parameters;
 mod pass;
+mod report;
 mod run;
 #[cfg(test)]
 mod run_tests;
 mod safetensors;
+mod settings;
 mod utilisation;
 
 pub use adamw::AdamW;
-pub use checkpoint::{Checkpoints, Done, Record, Settings};
+pub use checkpoint::{Checkpoints, Done, Record};
 pub use curve::{curve_csv, curve_svg};
 pub use documents::documents;
 pub use export::{adapter, merged, read_adapter};
@@ -35,5 +36,7 @@ pub use llama::{Lora, Method, Projection, TrainableLlama};
 pub use packing::{Pack, Packing, Windows};
 pub use parameters::{Gradients, Parameter};
 pub use pass::{Loss, loss, loss_and_gradients};
+pub use report::{Place, Report};
 pub use run::{Recipe, Run};
+pub use settings::{Settings, settings};
 pub use utilisation::{flops, peak};

@@ -102,6 +102,21 @@ impl<'a> Windows<'a> {
         Ok(Self { documents, length, packing, seed, total })
     }
 
+    /// What the sequences are made of.
+    pub fn documents(&self) -> &[Vec<u32>] {
+        self.documents
+    }
+
+    /// How they are made.
+    pub fn packing(&self) -> Packing {
+        self.packing
+    }
+
+    /// The seed of their order.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// Sequences of an epoch.
     pub fn count(&self) -> usize {
         self.total / self.length

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use longrope::scaling::{Scaling, SetChoice};
 use longrope_drivers::{corpus, model, text};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::command::{Flags, losses, names};
@@ -37,7 +38,7 @@ fn twenty_steps_lower_the_loss_within_two_minutes() {
 
 #[test]
 fn every_result_is_written_and_named() {
-    let expected = ["checkpoint-20", "loss.csv", "loss.svg", "model", "report.txt"];
+    let expected = ["checkpoint-20", "loss.csv", "loss.svg", "model", "report.json", "report.txt"];
     assert_eq!(names(RUN.dir.path()), expected);
     for name in &expected[1..] {
         let named = RUN.stdout.lines().any(|line| line.starts_with("wrote ") && line.ends_with(name));
@@ -45,6 +46,10 @@ fn every_result_is_written_and_named() {
     }
     let report = fs::read_to_string(RUN.dir.path().join("report.txt")).unwrap();
     assert!(RUN.stdout.starts_with(&report), "{}", RUN.stdout);
+    let json: Value = serde_json::from_slice(&fs::read(RUN.dir.path().join("report.json")).unwrap()).unwrap();
+    assert_eq!((&json["steps"], &json["length"], &json["tokens"]), (&20.into(), &1024.into(), &40960.into()));
+    assert_eq!(format!("{:.4}", json["loss_after"].as_f64().unwrap()), format!("{:.4}", losses(&report).1));
+    assert_eq!(json["held_out"].as_array().unwrap().len(), 4);
     let curve = fs::read_to_string(RUN.dir.path().join("loss.csv")).unwrap();
     assert_eq!(curve.lines().count(), 21);
     let svg = fs::read_to_string(RUN.dir.path().join("loss.svg")).unwrap();
@@ -64,11 +69,12 @@ fn the_model_is_loaded_with_its_factors_and_has_the_loss_of_the_report() {
     assert!(matches!(rope.scaling(), Scaling::Yarn(yarn) if yarn.factor == 4.0), "{rope:?}");
     assert_eq!((rope.max_length(), rope.geometry().original_length()), (1024, 256));
     let manifest = repository("data/manifest.json");
-    let texts: Vec<(String, Vec<u32>)> = corpus::eval_texts(&manifest, &[], &repository("data/models/tiny"))
-        .unwrap()
-        .into_iter()
-        .map(|eval| (eval.name, text::read_tokens(&eval.path, &tokenizer).unwrap()))
-        .collect();
+    let texts: Vec<(String, Vec<u32>)> =
+        corpus::eval_texts(&manifest, ("--text", &[]), &repository("data/models/tiny"))
+            .unwrap()
+            .into_iter()
+            .map(|eval| (eval.name, text::read_tokens(&eval.path, &tokenizer).unwrap()))
+            .collect();
     let sets = rope.factor_sets(1024).unwrap();
     let mut all = Vec::new();
     for window in corpus::windows(&texts, 1024, 4).unwrap() {

@@ -1,6 +1,7 @@
 //! What a run leaves is what another begins with: adapters, models, factors of a search, GGUF files.
 
 use std::fs;
+use std::path::Path;
 
 use candle_core::quantized::gguf_file::Value as GgufValue;
 use longrope::scaling::hf::Generation;
@@ -29,6 +30,12 @@ fn an_adapter_and_the_merged_model_go_on_with_the_same_loss() {
     assert_eq!(losses(&second.finish_in(&dir.path().join("second"))).0, after);
     let third = Flags::quick().with("--model", first.join("model"));
     assert_eq!(losses(&third.finish_in(&dir.path().join("third"))).0, after);
+    // No step: the adapter is merged, and that is all.
+    let merged = dir.path().join("merged");
+    assert_eq!(losses(&second.clone().with("--steps", "0").finish_in(&merged)), (after, after));
+    let weights = |dir: &Path| fs::read(dir.join("model/model.safetensors")).unwrap();
+    assert!(weights(&merged) == weights(&first));
+    assert!(!merged.join("loss.svg").exists());
     let error = second.with("--lora", "5").refused();
     assert!(error.ends_with("adapter_config.json: r: 4 is not valid; expected 5, --lora"), "{error}");
 }
@@ -55,7 +62,7 @@ fn factors_of_a_search_and_of_a_schedule_are_trained_with_and_kept() {
     fs::write(&schedule_file, schedule.to_json().to_string()).unwrap();
 
     let flags = Flags::quick().with("--length", "300").with("--steps", "1");
-    let run = |name: &str, file: &std::path::Path| {
+    let run = |name: &str, file: &Path| {
         let out = dir.path().join(name);
         let report = flags.clone().with("--rope-scaling", file).finish_in(&out);
         (out.join("model"), losses(&report).0)

@@ -14,8 +14,7 @@ pub struct Arguments {
     /// Model: a Hugging Face directory or a GGUF file [default: the byte-level Llama of the repository]
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
-    /// Text to train on: a file, or a name in the manifest whose role is train or search [default: those of these roles that are
-    /// committed]
+    /// Text to train on: a file, or a name in the manifest, of role train or search [default: those of them that are committed]
     #[arg(long, value_name = "NAME")]
     pub text: Vec<String>,
     /// Text that the loss is measured on before and after, by its name in the manifest [default: those of role eval that are
@@ -38,7 +37,7 @@ pub struct Arguments {
     /// How documents make a sequence
     #[arg(long, value_enum, default_value_t = Packing::Documents)]
     pub packing: Packing,
-    /// Steps in all
+    /// Steps in all; with --adapter also 0, which merges it
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub steps: usize,
     /// Sequences of a step, one after the other
@@ -124,7 +123,8 @@ impl Arguments {
     /// Values within their ranges.
     pub fn check(&self) -> Result<()> {
         for (name, value, least) in [
-            ("--steps", self.steps, 1),
+            // None: an adapter is merged.
+            ("--steps", self.steps, usize::from(self.adapter.is_none())),
             ("--batch", self.batch, 1),
             ("--warm-up", self.warm_up, 0),
             ("--checkpoint-every", self.checkpoint_every, 1),
