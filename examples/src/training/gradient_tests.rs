@@ -46,7 +46,13 @@ fn lora(projections: &[Projection]) -> Method {
 
 /// A model whose adapters do something.
 fn model(tied: bool, method: Method) -> TrainableLlama {
-    let mut model = TrainableLlama::new(config(tied), &Random(1), &Place::cpu(), method, 2).unwrap();
+    model_in(DType::F32, tied, method)
+}
+
+fn model_in(dtype: DType, tied: bool, method: Method) -> TrainableLlama {
+    let mut place = Place::cpu();
+    place.dtype = dtype;
+    let mut model = TrainableLlama::new(config(tied), &Random(1), &place, method, 2).unwrap();
     // Several chunks, the last of which is not full.
     model.logit_rows = 8;
     for (index, parameter) in model.parameters().iter().enumerate() {
@@ -178,6 +184,28 @@ fn gradients_are_finite_differences() {
                     "{}: {slope}, by differences {difference}, of {size}",
                     parameter.name()
                 );
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_in_16_bits_are_those_of_f32_but_for_rounding() {
+    // Three blocks, each of some roundings to 11 or 8 bits, of activations and of gradients.
+    for (dtype, bound) in [(DType::F16, 0.02), (DType::BF16, 0.1)] {
+        for (tied, method) in methods() {
+            let (exact_loss, exact) = gradients(&model(tied, method.clone()));
+            let model = model_in(dtype, tied, method);
+            let (loss, found) = gradients(&model);
+            assert!(
+                (loss.sum - exact_loss.sum).abs() < 1e-2 * exact_loss.sum,
+                "{dtype:?}: {loss:?} {exact_loss:?}"
+            );
+            for ((parameter, found), exact) in model.parameters().iter().zip(&found).zip(&exact) {
+                assert_eq!(found.dtype(), DType::F32);
+                let distance = (found - exact).unwrap();
+                let (off, size) = (dot(&distance, &distance).sqrt(), dot(exact, exact).sqrt());
+                assert!(off < bound * size, "{dtype:?} {}: {off} of {size}", parameter.name());
             }
         }
     }
