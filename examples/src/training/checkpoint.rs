@@ -66,12 +66,17 @@ struct State {
 pub struct Checkpoints {
     output: PathBuf,
     settings: Settings,
+    changed: bool,
 }
 
+/// Settings of how steps are made, which a run may be resumed with others of.
+const RECIPE: [&str; 6] = ["--steps", "--batch", "--learning-rate", "--warm-up", "--weight-decay", "--clip"];
+
 impl Checkpoints {
-    /// Those of a run with these settings.
-    pub fn new(output: &Path, settings: Settings) -> Self {
-        Self { output: output.to_owned(), settings }
+    /// Those of a run with these settings. If `changed`, one of a run whose steps were made otherwise is loaded too: by another
+    /// learning rate, for one.
+    pub fn new(output: &Path, settings: Settings, changed: bool) -> Self {
+        Self { output: output.to_owned(), settings, changed }
     }
 
     /// The one of the highest step, if there is any.
@@ -167,7 +172,7 @@ impl Checkpoints {
             shown(),
             state.format
         );
-        same_settings(&state.settings, &self.settings).with_context(shown)?;
+        same_settings(&state.settings, &self.settings, self.changed).with_context(shown)?;
 
         let tensors_path = path.join(TENSORS);
         let shown = || format!("{}", tensors_path.display());
@@ -218,12 +223,16 @@ fn second_moment(name: &str) -> String {
     format!("{name}.second_moment")
 }
 
-/// Fails by the first setting that differs.
-fn same_settings(found: &Settings, expected: &Settings) -> Result<()> {
+/// Fails by the first setting that differs and may not.
+fn same_settings(found: &Settings, expected: &Settings, changed: bool) -> Result<()> {
     const AGAIN: &str = "run with the same, or in another --output to start anew";
     for (name, value) in expected {
+        let of_recipe = RECIPE.contains(&name.as_str());
         match found.iter().find(|(other, _)| other == name) {
-            Some((_, other)) if other == value => {}
+            Some((_, other)) if other == value || of_recipe && changed => {}
+            Some((_, other)) if of_recipe => {
+                bail!("made with {name} {other}, which is not {value}; {AGAIN}, or with --changed")
+            }
             Some((_, other)) if is_hash(other) => bail!("made with another {name}; {AGAIN}"),
             Some((_, other)) => bail!("made with {name} {other}, which is not {value}; {AGAIN}"),
             None => bail!("settings: {name} is missing"),

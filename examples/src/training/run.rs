@@ -144,7 +144,7 @@ impl<'a> Run<'a> {
 
     /// One step. The run is what it was before it until the optimiser changes it.
     pub(super) fn step(&mut self, checkpoints: &Checkpoints) -> Result<(Record, f64)> {
-        let (started, step) = (Instant::now(), self.done.history.len());
+        let (mut started, step) = (Instant::now(), self.done.history.len());
         let context = || format!("step {}", step + 1);
         let mut gradients = Gradients::new(self.model.parameters().len());
         let (mut all, mut tokens, mut operations) = (Loss::default(), 0, 0.0);
@@ -162,7 +162,9 @@ impl<'a> Run<'a> {
         interrupt::check()?;
         if step > 0 && step.is_multiple_of(self.recipe.checkpoint_every) {
             // Now that what the last step made is known to have a loss: a checkpoint takes the place of the one before.
+            let saving = Instant::now();
             self.save(checkpoints)?;
+            started += saving.elapsed();
         }
         let shortened = (self.recipe.clip / norm).min(1.0);
         let rate = self.recipe.learning_rate.at(step);
@@ -186,7 +188,8 @@ impl<'a> Run<'a> {
 fn finite(what: &str, value: f64) -> Result<()> {
     ensure!(
         value.is_finite(),
-        "{what} is {value}, not finite; start anew with a lower --learning-rate or a longer --warm-up"
+        "{what} is {value}, not finite; expected to be with a lower --learning-rate or a longer --warm-up, from the start or \
+         from the last checkpoint by --resume --changed"
     );
     Ok(())
 }

@@ -78,8 +78,12 @@ fn a_run_cut_short_twice_ends_with_the_bits_of_an_unbroken_one() {
 #[test]
 fn a_run_that_ended_is_only_measured_and_written_again() {
     let dir = tempfile::tempdir().unwrap();
-    let flags = Flags::quick();
-    let first = flags.finish_in(dir.path());
+    let flags = Flags::quick().with("--peak", "0.05");
+    let run = flags.run_in(dir.path());
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let first = run.stdout;
+    let line = run.stderr.lines().find(|line| line.starts_with("1/6 steps, loss ")).unwrap();
+    assert!(line.contains(" tokens/s, ") && line.contains(" % of peak, about "), "{line}");
     fs::remove_dir_all(dir.path().join("model")).unwrap();
     let again = flags.switch("--resume").run_in(dir.path());
     assert_eq!(again.code, Some(0), "{}", again.stderr);
@@ -94,7 +98,7 @@ fn other_settings_are_named_and_the_checkpoint_stays() {
     let flags = Flags::quick();
     flags.finish_in(dir.path());
     for (flag, value, expected) in [
-        ("--learning-rate", "0.5", "made with --learning-rate 0.001, which is not 0.5; run with the same,"),
+        ("--clip", "0.5", "made with --clip 1, which is not 0.5; run with the same, or in another --output"),
         ("--steps", "7", "made with --steps 6, which is not 7; "),
         ("--seed", "3", "made with --seed 0, which is not 3; "),
         ("--alpha", "3", "made with --alpha 8, which is not 3; "),
@@ -109,6 +113,24 @@ fn other_settings_are_named_and_the_checkpoint_stays() {
     let error = flags.switch("--resume").run_in(empty.path()).error();
     let expected = format!("--resume: no checkpoint in {}; run without it", empty.path().display());
     assert_eq!(error, expected);
+}
+
+#[test]
+fn a_run_goes_on_with_another_recipe_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(interrupted(&flags(), dir.path()).code, Some(130));
+    let done = step(dir.path());
+    let more = flags().with("--learning-rate", "0.0005").with("--steps", "41").switch("--resume");
+    let error = more.run_in(dir.path()).error();
+    assert!(error.ends_with("to start anew, or with --changed"), "{error}");
+    more.clone().switch("--changed").finish_in(dir.path());
+    let (changed, unbroken) = (curve(dir.path()), curve(UNBROKEN.0.path()));
+    assert_eq!(changed.len(), 42);
+    assert_eq!(changed[..done + 1], unbroken[..done + 1]);
+    assert_ne!(changed[done + 1], unbroken[done + 1]);
+    // What is trained, and on what, stays.
+    let error = more.switch("--changed").with("--seed", "3").run_in(dir.path()).error();
+    assert!(error.contains("made with --seed 0, which is not 3; run with the same"), "{error}");
 }
 
 #[test]

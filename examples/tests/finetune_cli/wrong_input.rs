@@ -77,6 +77,6 @@ fn a_rate_that_breaks_the_model_stops_it_with_advice() {
     let dir = tempfile::tempdir().unwrap();
     let error =
         Flags::quick().with("--learning-rate", "1e30").with("--clip", "1e30").run_in(dir.path()).error();
-    assert!(error.contains("not finite; start anew with a lower --learning-rate"), "{error}");
+    assert!(error.contains("not finite; expected to be with a lower --learning-rate"), "{error}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{error}");
 }

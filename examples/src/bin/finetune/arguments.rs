@@ -17,8 +17,7 @@ pub struct Arguments {
     /// Text to train on: a file, or a name in the manifest, of role train or search [default: those of them that are committed]
     #[arg(long, value_name = "NAME")]
     pub text: Vec<String>,
-    /// Text that the loss is measured on before and after, by its name in the manifest [default: those of role eval that are
-    /// committed]
+    /// Text to measure the loss on, by its name in the manifest [default: those of role eval that are committed]
     #[arg(long, value_name = "NAME")]
     pub eval_text: Vec<String>,
     /// The manifest of the texts
@@ -27,8 +26,7 @@ pub struct Arguments {
     /// What stands between the documents of a text [default: a text is one document]
     #[arg(long, value_name = "TEXT")]
     pub separator: Option<String>,
-    /// Factors to train with: a configuration as `search` writes it, or a schedule [default: the model's own, or YaRN's where
-    /// these are for less than --length]
+    /// Factors: a configuration of `search`, or a schedule [default: the model's own, or YaRN's where these are for less]
     #[arg(long, visible_alias = "schedule", value_name = "FILE")]
     pub rope_scaling: Option<String>,
     /// Tokens of a sequence [default: 4 times the model's own context]
@@ -76,14 +74,16 @@ pub struct Arguments {
     /// Continue from the checkpoint in the output directory
     #[arg(long)]
     pub resume: bool,
+    /// Continue although steps, batch, learning rate, warm-up, weight decay or clip are others than the checkpoint's
+    #[arg(long, requires = "resume")]
+    pub changed: bool,
     /// Directory for checkpoints, the model, the report and the loss curve
     #[arg(long, value_name = "DIR", default_value = "longrope-finetune")]
     pub output: PathBuf,
     /// Windows of unseen text that the loss is measured on
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub eval_windows: usize,
-    /// The device's peak, in 10^12 floating-point operations a second, for its utilisation [default: by its name, where it is
-    /// known]
+    /// The device's peak in 10^12 floating-point operations a second, for its utilisation [default: by its name]
     #[arg(long, value_name = "TFLOPS")]
     pub peak: Option<f64>,
     /// Where the model runs [default: a GPU where this build can use one, else the CPU]

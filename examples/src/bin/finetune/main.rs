@@ -66,7 +66,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let recipe = arguments.recipe();
     let paths = (path.as_path(), arguments.adapter.as_deref());
     let settings = training::settings(paths, &model, &factors, &windows, &held_out, &recipe)?;
-    let checkpoints = Checkpoints::new(output, settings);
+    let checkpoints = Checkpoints::new(output, settings, arguments.changed);
     let mut rotary = Rotary::new(factors.sets.clone(), SetChoice::ByLength(length as u64));
     rotary.pairing = model.config().pairing;
     let newest = checkpoints.newest()?;
@@ -126,7 +126,7 @@ fn finish(
     let after = run.loss(&packs)?;
     ensure!(
         after.is_finite(),
-        "the loss after the last step is {after}; start anew with a lower --learning-rate"
+        "the loss after the last step is {after}; expected to be with a lower --learning-rate"
     );
     let dropped = training::merged(model, path, opened, &factors.source, &output.join("model"))?;
     for dropped in dropped {
