@@ -46,6 +46,12 @@ pub fn of_training(config: &LlamaConfig, length: usize, trained: usize, place: &
     bytes.saturating_add(weights).saturating_add(numbers) / 4 * 5
 }
 
+/// What training needs beside [`of_training`] where the attention of every block is kept.
+pub fn of_kept_attention(config: &LlamaConfig, length: usize, place: &Place) -> u64 {
+    let head = config.head_dim() as u64 * place.weight_bytes() + 4;
+    ((config.layers * config.query_heads) as u64).saturating_mul(head).saturating_mul(length as u64)
+}
+
 /// Fails if `bytes` exceed what the device has available. `available` is asked of the system; where it does not tell,
 /// nothing is refused.
 pub fn check(what: &str, bytes: u64, place: &Place) -> Result<()> {

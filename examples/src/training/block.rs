@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{D, DType, Result, Tensor};
-use longrope_candle::{Attention, Rotary, rotary_attention};
+use longrope_candle::{Attention, KeptAttention, Rotary, rotary_attention};
 
 use super::linear::{Linear, View, Weight};
 use crate::model::LlamaConfig;
@@ -27,6 +27,16 @@ pub(super) struct Documents<'a> {
     pub(super) rotary: &'a Rotary,
 }
 
+/// What a forward pass does about the attention of each document.
+pub(super) enum Kept<'a> {
+    /// Makes it, and keeps nothing.
+    Nothing,
+    /// Makes it, and keeps it here.
+    Results(&'a mut Vec<KeptAttention>),
+    /// Takes what was kept.
+    Again(&'a [KeptAttention]),
+}
+
 impl Block {
     /// The residual stream `[tokens, hidden_size]` after this block.
     pub(super) fn forward(
@@ -35,6 +45,7 @@ impl Block {
         view: View<'_>,
         config: &LlamaConfig,
         documents: &Documents<'_>,
+        kept: Kept<'_>,
     ) -> Result<Tensor> {
         let normed = rms_norm(x, &view.get(&self.attention_norm), config.norm_epsilon)?;
         let [q, k, v] = [
@@ -47,7 +58,7 @@ impl Block {
             let tokens = rows.dim(0)?;
             rows.reshape((1, tokens, heads, config.head_dim()))
         });
-        let attended = attended([&q?, &k?, &v?], documents)?;
+        let attended = attended([&q?, &k?, &v?], documents, kept)?;
         let x = (x + self.output.forward(&attended, view)?)?;
         let normed = rms_norm(&x, &view.get(&self.feed_forward_norm), config.norm_epsilon)?;
         let inner = (self.gate.forward(&normed, view)?.silu()? * self.up.forward(&normed, view)?)?;
@@ -67,11 +78,25 @@ impl Block {
 }
 
 /// Rotary embedding and causal attention within each document: `[tokens, query_heads * head_dim]`.
-fn attended([q, k, v]: [&Tensor; 3], documents: &Documents<'_>) -> Result<Tensor> {
+fn attended([q, k, v]: [&Tensor; 3], documents: &Documents<'_>, mut kept: Kept<'_>) -> Result<Tensor> {
     let (_, tokens, heads, dim) = q.dims4()?;
-    let pieces = documents.rows.iter().map(|rows| {
+    let (rotary, masks) = (documents.rotary, Attention::causal());
+    let pieces = documents.rows.iter().enumerate().map(|(index, rows)| {
         let [q, k, v] = [q, k, v].map(|x| x.narrow(1, rows.start, rows.len()));
-        rotary_attention(&q?, &k?, &v?, documents.rotary, &Attention::causal())
+        let (q, k, v) = (q?, k?, v?);
+        match &mut kept {
+            Kept::Nothing => rotary_attention(&q, &k, &v, rotary, &masks),
+            Kept::Results(results) => {
+                let result = KeptAttention::new(&q, &k, &v, rotary, &masks)?;
+                let out = result.out().clone();
+                results.push(result);
+                Ok(out)
+            }
+            Kept::Again(results) => match results.get(index) {
+                Some(result) => result.again(&q, &k, &v),
+                None => candle_core::bail!("document {index}: no attention was kept"),
+            },
+        }
     });
     let pieces = pieces.collect::<Result<Vec<_>>>()?;
     let all = match pieces.as_slice() {

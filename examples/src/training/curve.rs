@@ -66,6 +66,7 @@ pub fn curve_svg(history: &[Record], before: f64, after: f64) -> Result<String> 
             .legend(move |(x, y)| Circle::new((x + 9, y), 4, measured.filled()));
         chart
             .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
             .background_style(WHITE)
             .border_style(BLACK.mix(0.2))
             .label_font(("sans-serif", 12))

@@ -9,7 +9,7 @@ use longrope_candle::Rotary;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::block::{Documents, rms_norm};
+use super::block::{Documents, Kept, rms_norm};
 use super::linear::View;
 use super::*;
 use crate::model::{LlamaConfig, Place, Weights};
@@ -91,7 +91,7 @@ fn whole_graph(model: &TrainableLlama) -> (f64, Vec<Tensor>) {
     let ids = Tensor::new(pack.tokens(), &Device::Cpu).unwrap();
     let mut x = view.get(&model.embedding).index_select(&ids, 0).unwrap();
     for block in &model.blocks {
-        x = block.forward(&x, view, model.config(), &documents).unwrap();
+        x = block.forward(&x, view, model.config(), &documents, Kept::Nothing).unwrap();
     }
     let x = rms_norm(&x, &view.get(&model.norm), model.config().norm_epsilon).unwrap();
     let logits = x.matmul(&view.get(model.output()).t().unwrap()).unwrap();
@@ -207,6 +207,22 @@ fn gradients_in_16_bits_are_those_of_f32_but_for_rounding() {
                 let (off, size) = (dot(&distance, &distance).sqrt(), dot(exact, exact).sqrt());
                 assert!(off < bound * size, "{dtype:?} {}: {off} of {size}", parameter.name());
             }
+        }
+    }
+}
+
+#[test]
+fn gradients_are_the_same_bits_whether_attention_is_kept_or_not() {
+    for (tied, method) in methods() {
+        let model = model(tied, method);
+        assert!(model.keeps_attention());
+        let (loss, kept) = gradients(&model);
+        let (again, made_again) = gradients(&model.keeping_attention(false));
+        assert_eq!(loss, again);
+        for (kept, made_again) in kept.iter().zip(&made_again) {
+            let [kept, made_again] =
+                [kept, made_again].map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            assert_eq!(kept, made_again);
         }
     }
 }

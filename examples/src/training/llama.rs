@@ -12,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use super::block::Block;
 use super::linear::{Adapter, Linear, Weight};
 use super::parameters::Parameter;
+use crate::memory;
 use crate::model::{LlamaConfig, Place, Weights};
 
 /// What is trained.
@@ -111,6 +112,7 @@ pub struct TrainableLlama {
     parameters: Vec<Parameter>,
     /// How many rows of logits are made at a time.
     pub(super) logit_rows: usize,
+    keeps_attention: bool,
 }
 
 impl TrainableLlama {
@@ -161,7 +163,19 @@ impl TrainableLlama {
         // Five tensors of so many rows in f32 are there at once: 49,152 tokens of a vocabulary take 4 GB of a GPU.
         let logit_rows = if place.is_gpu() { 4096 } else { 256 };
         let place = place.clone();
-        Ok(Self { config, place, method, embedding, blocks, norm, head, parameters, logit_rows })
+        let keeps_attention = true;
+        Ok(Self {
+            config,
+            place,
+            method,
+            embedding,
+            blocks,
+            norm,
+            head,
+            parameters,
+            logit_rows,
+            keeps_attention,
+        })
     }
 
     /// The model's shape.
@@ -182,6 +196,29 @@ impl TrainableLlama {
     /// What is trained, in an order that is always the same.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
+    }
+
+    /// Whether a block's attention is kept for the backward pass, rather than made again. The gradients are the same.
+    pub fn keeps_attention(&self) -> bool {
+        self.keeps_attention
+    }
+
+    /// The same model, whose attention is kept or not.
+    pub fn keeping_attention(self, keeps_attention: bool) -> Self {
+        Self { keeps_attention, ..self }
+    }
+
+    /// The same model, whose attention is kept if sequences of `length` tokens then fit memory.
+    ///
+    /// # Errors
+    /// They do not fit even without it.
+    pub fn fitted(self, length: usize) -> Result<Self> {
+        let what = format!("training on {length} tokens");
+        let needed = memory::of_training(&self.config, length, self.trained(), &self.place);
+        let kept = memory::of_kept_attention(&self.config, length, &self.place);
+        memory::check(&what, needed, &self.place)?;
+        let fits = memory::check(&what, needed.saturating_add(kept), &self.place).is_ok();
+        Ok(self.keeping_attention(fits))
     }
 
     /// How many numbers are trained.

@@ -1,14 +1,14 @@
 //! The loss of a pack and its gradients, one block at a time.
 //!
-//! The forward pass keeps the input of each block alone. The backward pass makes a block's activations again from its input,
-//! takes their gradients, and drops them before it goes on to the block below: what is in memory is one block's activations
-//! and one row of the residual stream for each block and token.
+//! The forward pass keeps the input of each block, and, where memory allows, the result of its attention, which is most of the work
+//! of a long sequence. The backward pass makes a block's other activations again, takes their gradients, and drops them before it
+//! goes on to the block below: what is in memory is one block's activations, and a row or two for each block and token.
 
 use anyhow::{Result, anyhow, ensure};
 use candle_core::{DType, Tensor, Var};
-use longrope_candle::Rotary;
+use longrope_candle::{KeptAttention, Rotary};
 
-use super::block::Documents;
+use super::block::{Documents, Kept};
 use super::head::{self, Targets};
 use super::linear::{View, Weight, continued};
 use super::llama::TrainableLlama;
@@ -71,8 +71,10 @@ pub fn loss_and_gradients(
     let view = View { parameters: model.parameters(), recorded: true };
     for block in model.blocks.iter().rev() {
         interrupt::check()?;
-        let input = Var::from_tensor(&inputs.pop().ok_or_else(missing)?)?;
-        let out = block.forward(&input, view, model.config(), &documents)?;
+        let (input, results) = inputs.pop().ok_or_else(missing)?;
+        let input = Var::from_tensor(&input)?;
+        let kept = if model.keeps_attention() { Kept::Again(&results) } else { Kept::Nothing };
+        let out = block.forward(&input, view, model.config(), &documents, kept)?;
         let mut found = continued(&out, &gradient)?.backward()?;
         gradients.collect(model.parameters(), &block.parameters(), &mut found)?;
         gradient = found.remove(&input).ok_or_else(missing)?;
@@ -90,13 +92,11 @@ fn counted(targets: &Targets) -> usize {
     targets.counted.iter().filter(|&&counted| counted > 0.0).count()
 }
 
+/// What the backward pass makes a block's activations again from: its input, and its attention if that is kept.
+type Input = (Tensor, Vec<KeptAttention>);
+
 /// The hidden states before the last norm, and the input of each block if they are to be kept.
-fn forward(
-    model: &TrainableLlama,
-    pack: &Pack,
-    rotary: &Rotary,
-    keep: bool,
-) -> Result<(Tensor, Vec<Tensor>)> {
+fn forward(model: &TrainableLlama, pack: &Pack, rotary: &Rotary, keep: bool) -> Result<(Tensor, Vec<Input>)> {
     let vocabulary = model.config().vocab_size;
     // A GPU would read past the embedding.
     let wrong = pack.tokens().iter().find(|token| **token as usize >= vocabulary);
@@ -114,9 +114,14 @@ fn forward(
     let mut inputs = Vec::new();
     for block in &model.blocks {
         interrupt::check()?;
-        let out = block.forward(&x, view, model.config(), &documents)?;
+        let mut results = Vec::new();
+        let kept = match keep && model.keeps_attention() {
+            true => Kept::Results(&mut results),
+            false => Kept::Nothing,
+        };
+        let out = block.forward(&x, view, model.config(), &documents, kept)?;
         if keep {
-            inputs.push(x);
+            inputs.push((x, results));
         }
         x = out;
     }

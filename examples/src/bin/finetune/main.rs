@@ -18,7 +18,7 @@ use longrope_drivers::progress::Progress;
 use longrope_drivers::training::{
     self, Checkpoints, Factors, Method, Pack, Report, Run, TrainableLlama, Windows,
 };
-use longrope_drivers::{interrupt, memory, report, text};
+use longrope_drivers::{interrupt, report, text};
 use tokenizers::Tokenizer;
 
 use arguments::Arguments;
@@ -55,9 +55,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     let held_out: Vec<Pack> = eval_windows.iter().map(|window| Pack::one(window.tokens.to_vec())).collect();
 
     let model =
-        TrainableLlama::new(config.clone(), &*opened.weights, &place, arguments.method(), arguments.seed)?;
-    let needed = memory::of_training(config, length, model.trained(), &place);
-    memory::check(&format!("training on {length} tokens"), needed, &place)?;
+        TrainableLlama::new(config.clone(), &*opened.weights, &place, arguments.method(), arguments.seed)?
+            .fitted(length)?;
     if let (Method::Lora(lora), Some(adapter)) = (model.method(), &arguments.adapter) {
         training::read_adapter(&model, lora, adapter)?;
     }
