@@ -12,7 +12,7 @@ use super::command::{Flags, Output, losses, names};
 
 /// Long enough to be cut short.
 fn flags() -> Flags {
-    Flags::quick().with("--steps", "40").with("--checkpoint-every", "7")
+    Flags::quick().with("--steps", "24").with("--checkpoint-every", "7")
 }
 
 static UNBROKEN: LazyLock<(TempDir, String)> = LazyLock::new(|| {
@@ -55,7 +55,7 @@ fn a_run_cut_short_twice_ends_with_the_bits_of_an_unbroken_one() {
     let output = interrupted(&flags(), dir.path());
     assert_eq!(output.code, Some(130), "{}", output.stderr);
     let first = step(dir.path());
-    assert!((1..40).contains(&first));
+    assert!((1..24).contains(&first));
     let path = dir.path().join(format!("checkpoint-{first}"));
     let last = format!("stopped after step {first}; --resume continues from {}", path.display());
     assert_eq!(output.stderr.lines().last(), Some(last.as_str()), "{}", output.stderr);
@@ -64,12 +64,12 @@ fn a_run_cut_short_twice_ends_with_the_bits_of_an_unbroken_one() {
     let resumed = flags().switch("--resume");
     assert_eq!(interrupted(&resumed, dir.path()).code, Some(130));
     let second = step(dir.path());
-    assert!(first < second && second < 40, "{first}, then {second}");
+    assert!(first < second && second < 24, "{first}, then {second}");
     let stdout = resumed.finish_in(dir.path());
     let unbroken = UNBROKEN.0.path();
     assert_eq!(losses(&stdout), losses(&UNBROKEN.1));
     assert_eq!(curve(dir.path()), curve(unbroken));
-    for file in ["checkpoint-40/tensors.safetensors", "model/model.safetensors", "model/config.json"] {
+    for file in ["checkpoint-24/tensors.safetensors", "model/model.safetensors", "model/config.json"] {
         let [found, expected] = [dir.path(), unbroken].map(|dir| fs::read(dir.join(file)).unwrap());
         assert!(found == expected, "{file}: other bytes");
     }
@@ -120,12 +120,12 @@ fn a_run_goes_on_with_another_recipe_where_that_is_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(interrupted(&flags(), dir.path()).code, Some(130));
     let done = step(dir.path());
-    let more = flags().with("--learning-rate", "0.0005").with("--steps", "41").switch("--resume");
+    let more = flags().with("--learning-rate", "0.0005").with("--steps", "25").switch("--resume");
     let error = more.run_in(dir.path()).error();
     assert!(error.ends_with("to start anew, or with --changed"), "{error}");
     more.clone().switch("--changed").finish_in(dir.path());
     let (changed, unbroken) = (curve(dir.path()), curve(UNBROKEN.0.path()));
-    assert_eq!(changed.len(), 42);
+    assert_eq!(changed.len(), 26);
     assert_eq!(changed[..done + 1], unbroken[..done + 1]);
     assert_ne!(changed[done + 1], unbroken[done + 1]);
     // What is trained, and on what, stays.
