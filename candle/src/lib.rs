@@ -38,11 +38,13 @@ mod attention_backward;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod kept_attention;
 mod layout;
 mod rotary;
 mod rotary_attention;
 
 pub use attention::attention;
+pub use kept_attention::KeptAttention;
 pub use longrope::descriptor::{Attention, Direction, Pairing};
 pub use longrope::scaling;
 pub use rotary::Rotary;

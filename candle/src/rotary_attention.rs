@@ -34,6 +34,17 @@ pub fn rotary_attention(
     rotary: &Rotary,
     attention: &Attention,
 ) -> Result<Tensor> {
+    q.apply_op3(k, v, operation(q, k, v, rotary, attention)?)
+}
+
+/// The operation of these tensors, which it is checked for.
+pub(crate) fn operation(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    rotary: &Rotary,
+    attention: &Attention,
+) -> Result<RotaryAttentionOp> {
     same_kind(("q", q), &[("k", k), ("v", v)])?;
     check(rotary, layout("q", q.layout())?.head_dim()).map_err(error)?;
     // Masks compare positions, so they stay. What saturates is beyond what an attention takes, and refused there.
@@ -42,7 +53,7 @@ pub fn rotary_attention(
         key_offset: attention.key_offset.saturating_add(rotary.offset),
         ..*attention
     };
-    q.apply_op3(k, v, RotaryAttentionOp { rotary: rotary.clone(), attention: AttentionOp::new(attention) })
+    Ok(RotaryAttentionOp { rotary: rotary.clone(), attention: AttentionOp::new(attention) })
 }
 
 /// What the kernels of the backward pass demand, so that a call means the same on every device.
@@ -62,7 +73,7 @@ fn check(rotary: &Rotary, head_dim: usize) -> std::result::Result<(), Error> {
 }
 
 /// The operation as candle records it.
-struct RotaryAttentionOp {
+pub(crate) struct RotaryAttentionOp {
     rotary: Rotary,
     /// Of rotated queries and keys, from the positions by which they are rotated.
     attention: AttentionOp,

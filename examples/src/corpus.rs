@@ -32,27 +32,27 @@ struct Entry {
     committed: bool,
 }
 
-/// A text that may be measured on.
+/// A text that a program is to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EvalText {
+pub struct Text {
     /// Its name in the manifest.
     pub name: String,
     /// Where it is.
     pub path: PathBuf,
 }
 
-/// The texts of `manifest` with these names that `model` may be measured on: those whose role is eval, and those of role train
+/// The texts of `manifest` with the names that a flag gives, which `model` may be measured on: those whose role is eval, and those of role train
 /// that the manifest's entry of this very model says it was not trained on (the role is that of the bundled model). Without
 /// names, those of role eval that are committed.
 ///
 /// # Errors
 /// A name that the manifest does not have, a text that may not be measured on, or one that was not fetched.
-pub fn eval_texts(manifest: &Path, names: &[String], model: &Path) -> Result<Vec<EvalText>> {
+pub fn eval_texts(manifest: &Path, (flag, names): (&str, &[String]), model: &Path) -> Result<Vec<Text>> {
     let json = files::read_text(manifest)?;
     let listed: Manifest = serde_json::from_str(&json)
         .with_context(|| format!("{}: not a valid manifest of texts", manifest.display()))?;
     let root = manifest.parent().and_then(Path::parent).unwrap_or(Path::new(""));
-    let text = |entry: &Entry| EvalText { name: entry.name.clone(), path: root.join(&entry.path) };
+    let text = |entry: &Entry| Text { name: entry.name.clone(), path: root.join(&entry.path) };
     if names.is_empty() {
         let committed = listed.texts.iter().filter(|entry| entry.role == "eval" && entry.committed);
         return Ok(committed.map(text).collect());
@@ -62,7 +62,7 @@ pub fn eval_texts(manifest: &Path, names: &[String], model: &Path) -> Result<Vec
         .map(|name| {
             let Some(entry) = listed.texts.iter().find(|entry| entry.name == *name) else {
                 let known: Vec<&str> = listed.texts.iter().map(|entry| entry.name.as_str()).collect();
-                bail!("--text: {name} is not valid; expected a text of {}: {known:?}", manifest.display());
+                bail!("{flag}: {name} is not valid; expected a text of {}: {known:?}", manifest.display());
             };
             let unseen = || {
                 let same = |path: &Path| {
@@ -74,12 +74,66 @@ pub fn eval_texts(manifest: &Path, names: &[String], model: &Path) -> Result<Vec
             };
             ensure!(
                 entry.role == "eval" || unseen(),
-                "--text: {name} is not valid; expected a text whose role is eval, and its role is {}",
+                "{flag}: {name} is not valid; expected a text whose role is eval, and its role is {}",
                 entry.role
             );
             let text = text(entry);
             ensure!(text.path.exists(), "{}: not there; scripts/fetch-texts makes it", text.path.display());
             Ok(text)
+        })
+        .collect()
+}
+
+/// The texts of `manifest` with these names that may be trained on, whose role is train or search, or files of these paths. Without
+/// names, those of these roles that are committed.
+///
+/// # Errors
+/// What is neither a name of the manifest nor a file, a text whose role is another, or one that was not fetched.
+pub fn train_texts(manifest: &Path, names: &[String]) -> Result<Vec<Text>> {
+    let json = files::read_text(manifest)?;
+    let listed: Manifest = serde_json::from_str(&json)
+        .with_context(|| format!("{}: not a valid manifest of texts", manifest.display()))?;
+    let root = manifest.parent().and_then(Path::parent).unwrap_or(Path::new(""));
+    let text = |entry: &Entry| Text { name: entry.name.clone(), path: root.join(&entry.path) };
+    let allowed = |entry: &Entry| matches!(entry.role.as_str(), "train" | "search");
+    if names.is_empty() {
+        return Ok(listed.texts.iter().filter(|entry| allowed(entry) && entry.committed).map(text).collect());
+    }
+    names
+        .iter()
+        .map(|name| match listed.texts.iter().find(|entry| entry.name == *name) {
+            Some(entry) => {
+                ensure!(
+                    allowed(entry),
+                    "--text: {name} is not valid; expected a text whose role is train or search, and its role is {}",
+                    entry.role
+                );
+                let text = text(entry);
+                ensure!(text.path.exists(), "{}: not there; scripts/fetch-texts makes it", text.path.display());
+                Ok(text)
+            }
+            None => {
+                let path = PathBuf::from(name);
+                ensure!(
+                    path.is_file(),
+                    "--text: {name} is not valid; expected a file, or a text of {}",
+                    manifest.display()
+                );
+                // Whatever its name: what is measured on is not trained on.
+                let same = |entry: &&Entry| {
+                    let listed = root.join(&entry.path).canonicalize().ok();
+                    listed.is_some() && listed == path.canonicalize().ok()
+                };
+                if let Some(entry) = listed.texts.iter().find(same) {
+                    ensure!(
+                        allowed(entry),
+                        "--text: {name} is not valid; expected a text whose role is train or search, and the role of {} is {}",
+                        entry.name,
+                        entry.role
+                    );
+                }
+                Ok(Text { name: name.clone(), path })
+            }
         })
         .collect()
 }
@@ -152,12 +206,16 @@ mod tests {
     fn only_texts_whose_role_is_eval_are_measured_on() {
         let dir = tempfile::tempdir().unwrap();
         let manifest = manifest(dir.path());
-        let a = EvalText { name: "a".into(), path: dir.path().join("data/a.txt") };
+        let a = Text { name: "a".into(), path: dir.path().join("data/a.txt") };
         for names in [vec![], vec!["a".into()]] {
-            assert_eq!(eval_texts(&manifest, &names, Path::new("m")).unwrap(), std::slice::from_ref(&a));
+            assert_eq!(
+                eval_texts(&manifest, ("--text", &names), Path::new("m")).unwrap(),
+                std::slice::from_ref(&a)
+            );
         }
-        let message =
-            |name: &str| eval_texts(&manifest, &[name.into()], Path::new("m")).unwrap_err().to_string();
+        let message = |name: &str| {
+            eval_texts(&manifest, ("--text", &[name.into()]), Path::new("m")).unwrap_err().to_string()
+        };
         assert!(message("b").ends_with("its role is search"), "{}", message("b"));
         assert!(message("c").ends_with("scripts/fetch-texts makes it"), "{}", message("c"));
         assert!(message("d").starts_with("--text: d is not valid"), "{}", message("d"));
@@ -167,7 +225,9 @@ mod tests {
     fn a_text_to_train_on_is_one_for_a_model_that_never_saw_it() {
         let dir = tempfile::tempdir().unwrap();
         let manifest = manifest(dir.path());
-        let texts = |model: &str| eval_texts(&manifest, &["t".into()], &dir.path().join("data").join(model));
+        let texts = |model: &str| {
+            eval_texts(&manifest, ("--text", &["t".into()]), &dir.path().join("data").join(model))
+        };
         assert_eq!(texts("m.gguf").unwrap()[0].name, "t");
         // Trained on it, nobody knows, and not in the manifest.
         for model in ["n.gguf", "o.gguf", "p.gguf"] {
@@ -175,8 +235,32 @@ mod tests {
             assert!(message.ends_with("its role is train"), "{message}");
         }
         // What was searched on is for no model.
-        let search = eval_texts(&manifest, &["b".into()], &dir.path().join("data/m.gguf"));
+        let search = eval_texts(&manifest, ("--text", &["b".into()]), &dir.path().join("data/m.gguf"));
         assert!(search.unwrap_err().to_string().ends_with("its role is search"));
+    }
+
+    #[test]
+    fn what_is_measured_on_is_not_trained_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = manifest(dir.path());
+        std::fs::write(dir.path().join("data/b.txt"), "b").unwrap();
+        let names = |names: &[&str]| -> Result<Vec<String>> {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            Ok(train_texts(&manifest, &names)?.into_iter().map(|text| text.name).collect())
+        };
+        assert_eq!(names(&[]).unwrap(), ["b", "t"]);
+        assert_eq!(names(&["t", "b"]).unwrap(), ["t", "b"]);
+        let file = dir.path().join("own.txt");
+        std::fs::write(&file, "own").unwrap();
+        assert_eq!(names(&[file.to_str().unwrap()]).unwrap(), [file.to_str().unwrap()]);
+        let message = |name: &str| names(&[name]).unwrap_err().to_string();
+        assert!(message("a").ends_with("its role is eval"), "{}", message("a"));
+        assert!(message("x").starts_with("--text: x is not valid; expected a file, or a text of"));
+        // By its path it is the same text.
+        let path = dir.path().join("data/b.txt");
+        assert!(names(&[path.to_str().unwrap()]).is_ok());
+        let path = dir.path().join("data/a.txt");
+        assert!(message(path.to_str().unwrap()).ends_with("the role of a is eval"));
     }
 
     #[test]

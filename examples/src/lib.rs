@@ -18,3 +18,4 @@ pub mod report;
 pub mod search_run;
 pub mod target;
 pub mod text;
+pub mod training;

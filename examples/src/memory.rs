@@ -31,6 +31,27 @@ pub fn of_attention(kind: AttentionKind, config: &LlamaConfig, length: usize, pl
     (token as u64).saturating_mul(length as u64).saturating_mul(place.weight_bytes())
 }
 
+/// Bytes of the device's memory that training on sequences of `length` tokens needs, roughly, where `trained` numbers are
+/// trained: those and their gradients and moments, the residual stream at every block, one block's activations and their gradients.
+pub fn of_training(config: &LlamaConfig, length: usize, trained: usize, place: &Place) -> u64 {
+    let width = (config.query_heads + 2 * config.key_heads) * config.head_dim();
+    // Norms are computed in f32, whatever the model's type.
+    let wide = 12 * config.hidden_size;
+    let narrow = (config.layers + 8) * config.hidden_size + 4 * width + 8 * config.intermediate_size;
+    let token = (narrow as u64).saturating_mul(place.weight_bytes()).saturating_add(4 * wide as u64);
+    let logits = if place.is_gpu() { 4096 } else { 256 }.min(length) * config.vocab_size;
+    let weights = (config.parameters() as u64).saturating_mul(place.weight_bytes());
+    let numbers = (trained as u64).saturating_mul(5 * 4);
+    let bytes = token.saturating_mul(length as u64).saturating_add(5 * 4 * logits as u64);
+    bytes.saturating_add(weights).saturating_add(numbers) / 4 * 5
+}
+
+/// What training needs beside [`of_training`] where the attention of every block is kept.
+pub fn of_kept_attention(config: &LlamaConfig, length: usize, place: &Place) -> u64 {
+    let head = config.head_dim() as u64 * place.weight_bytes() + 4;
+    ((config.layers * config.query_heads) as u64).saturating_mul(head).saturating_mul(length as u64)
+}
+
 /// Fails if `bytes` exceed what the device has available. `available` is asked of the system; where it does not tell,
 /// nothing is refused.
 pub fn check(what: &str, bytes: u64, place: &Place) -> Result<()> {

@@ -48,11 +48,17 @@ impl Progress {
 
     /// `done` of `planned` steps are done; `best` is the lowest perplexity so far, or NaN where there is no such thing.
     pub fn update(&self, done: usize, planned: usize, best: f64) {
+        let best = if best.is_nan() { String::new() } else { format!("best {best:.4}") };
+        self.show(done, planned, &best);
+    }
+
+    /// `done` of `planned` steps are done; `detail` is shown with them where it is not empty.
+    pub fn show(&self, done: usize, planned: usize, detail: &str) {
         let elapsed = self.started.get().elapsed();
         let fresh = done.saturating_sub(self.done_before.get()).max(1);
         let left = elapsed.mul_f64(planned.saturating_sub(done) as f64 / fresh as f64);
-        let best = if best.is_nan() { String::new() } else { format!(", best {best:.4}") };
-        let message = format!("{}{best}, about {} left", self.what, HumanDuration(left));
+        let separator = if detail.is_empty() { "" } else { ", " };
+        let message = format!("{}{separator}{detail}, about {} left", self.what, HumanDuration(left));
         match &self.bar {
             Some(bar) => {
                 bar.set_length(planned as u64);

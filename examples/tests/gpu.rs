@@ -9,8 +9,12 @@ use candle_core::{DType, Device, Tensor};
 use libtest_mimic::{Arguments, Failed, Trial};
 use longrope::reference::Format;
 use longrope::scaling::SetChoice;
+use longrope_candle::Rotary;
 use longrope_drivers::model::ops::{add_norm, cross_entropy, gated_silu};
 use longrope_drivers::model::{self, DeviceKind, Llama, Place, WeightType};
+use longrope_drivers::training::{
+    Gradients, Lora, Method, Pack, Parameter, Projection, TrainableLlama, loss_and_gradients,
+};
 use longrope_drivers::{memory, methods, text};
 
 /// A test: its name, what it needs of `data/`, and what it does on a GPU.
@@ -28,6 +32,7 @@ const TESTS: &[Test] = &[
     ("losses_of_what_is_not_finite_are_those_of_the_cpu", None, losses_of_what_is_not_finite),
     ("the_bundled_model_loses_what_it_does_on_the_cpu_by_every_method", None, tiny_is_that_of_the_cpu),
     ("the_same_tokens_give_the_same_bits", None, repeated),
+    ("gradients_are_those_of_the_cpu_and_the_same_bits_every_time", None, training_gradients),
     ("smollm2_loses_what_it_does_on_the_cpu", Some(SMOLLM2), smollm2_is_that_of_the_cpu),
 ];
 
@@ -268,4 +273,53 @@ fn long_sequence(place: &Place) {
     let allowed = estimate / 3..=estimate + (1 << 30);
     assert!(allowed.contains(&taken), "{} MiB taken, {} MiB estimated", mib(taken), mib(estimate));
     assert!(mib(estimate) < 16 << 10, "{} MiB estimated", mib(estimate));
+}
+
+/// The loss of three documents of the bundled model, and its gradients.
+fn gradients_at(place: &Place, method: &Method) -> (f64, Vec<(String, Tensor)>) {
+    let opened = model::open(&repository("data/models/tiny")).unwrap();
+    let tokens =
+        text::read_tokens(&repository("data/texts/moby-dick-search.txt"), &opened.tokenizer).unwrap();
+    let pack = Pack::of(&[&tokens[..700], &tokens[700..701], &tokens[701..1024]]);
+    let rope = methods::baselines(&opened.config.rope, 1024).unwrap().pop().unwrap().rope;
+    let rotary = Rotary::new(rope.factor_sets(1024).unwrap(), SetChoice::ByLength(1024));
+    let model = TrainableLlama::new(opened.config, &*opened.weights, place, method.clone(), 1).unwrap();
+    for parameter in model.parameters().iter().filter(|parameter| parameter.name().contains("lora_B")) {
+        // At zero the gradients of the other half would be none.
+        let value = parameter.value();
+        let small: Vec<f32> =
+            values(DType::BF16, 3, value.elem_count()).iter().map(|x| *x as f32 * 0.02).collect();
+        parameter.set(&Tensor::from_vec(small, value.shape(), value.device()).unwrap()).unwrap();
+    }
+    let mut sums = Gradients::new(model.parameters().len());
+    let loss = loss_and_gradients(&model, &pack, &rotary, &mut sums).unwrap();
+    let gradient = |(index, parameter): (usize, &Parameter)| {
+        let gradient = sums.get(index).unwrap().to_device(&Device::Cpu).unwrap();
+        (parameter.name().to_owned(), gradient)
+    };
+    (loss.sum, model.parameters().iter().enumerate().map(gradient).collect())
+}
+
+fn training_gradients(place: &Place) {
+    let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let lora = Lora { rank: 8, alpha: 16.0, projections: Projection::ALL.to_vec() };
+    for method in [Method::Full, Method::Lora(lora)] {
+        let (exact_loss, exact) = gradients_at(&Place::cpu(), &method);
+        let (loss, found) = gradients_at(place, &method);
+        assert!((loss / exact_loss - 1.0).abs() < 5e-3, "{loss} on the GPU, {exact_loss} on the CPU");
+        for ((name, found), (_, exact)) in found.iter().zip(&exact) {
+            let (found, exact) = (flat(found), flat(exact));
+            let square = |x: f32| f64::from(x) * f64::from(x);
+            let off: f64 = found.iter().zip(&exact).map(|(found, exact)| square(found - exact)).sum();
+            let size: f64 = exact.iter().copied().map(square).sum();
+            // Four blocks, each of some roundings to 8 bits, of activations and of gradients.
+            assert!((off / size).sqrt() < 0.08, "{name}: {} of {}", off.sqrt(), size.sqrt());
+        }
+        let (again_loss, again) = gradients_at(place, &method);
+        assert_eq!(loss.to_bits(), again_loss.to_bits());
+        for ((name, found), (_, again)) in found.iter().zip(&again) {
+            let bits = |x: &Tensor| flat(x).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            assert!(bits(found) == bits(again), "{name}: other bits");
+        }
+    }
 }

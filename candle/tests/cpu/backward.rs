@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 use longrope::reference;
 use longrope::scaling::{FactorSet, FactorSets, SetChoice};
-use longrope_candle::{Attention, Direction, Rotary, attention};
+use longrope_candle::{Attention, Direction, KeptAttention, Rotary, attention, rotary_attention};
 
 use crate::shared::{elements, values};
 
@@ -124,6 +124,31 @@ fn the_gradient_through_a_rotation_is_the_transposed_rotation() {
         let ones = Tensor::ones(KEYS, DType::F32, &Device::Cpu).unwrap();
         let expected = elements(&Rotary { direction: other, ..rotary }.apply_one(&ones).unwrap());
         assert_eq!(elements(both.get(&y).unwrap()), expected);
+    }
+}
+
+#[test]
+fn a_kept_attention_gives_the_bits_of_one_that_is_made_again() {
+    let masks = Attention { window: Some(19), ..Attention::causal() };
+    for dtype in [DType::F32, DType::BF16] {
+        let [q, k, v] = [(1, QUERIES), (2, KEYS), (3, KEYS)]
+            .map(|(seed, shape)| Var::from_tensor(&random(seed, shape, dtype)).unwrap());
+        let weights = random(4, QUERIES, dtype);
+        let kept = KeptAttention::new(&q, &k, &v, &rotary(), &masks).unwrap();
+        let whole = rotary_attention(&q, &k, &v, &rotary(), &masks).unwrap();
+        // It leaves no trace: a gradient would need the activations.
+        let unrecorded = kept.out().sum_all().unwrap().backward().unwrap();
+        assert!(unrecorded.get(&q).is_none());
+        let again = kept.again(&q, &k, &v).unwrap();
+        assert_eq!(elements(kept.out()), elements(&whole));
+        assert_eq!(elements(&again), elements(&whole));
+        let gradients = |out: &Tensor| (out * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+        let (found, expected) = (gradients(&again), gradients(&whole));
+        for x in [&q, &k, &v] {
+            assert_eq!(elements(found.get(x).unwrap()), elements(expected.get(x).unwrap()));
+        }
+        let message = kept.again(&q, &k.narrow(1, 0, 36).unwrap(), &v).unwrap_err().to_string();
+        assert!(message.contains("k: ") && message.contains("as before"), "{message}");
     }
 }
 

@@ -111,6 +111,16 @@ impl LlamaConfig {
     }
 }
 
+/// The tokens that begin and end a document, by the `config.json` of a directory. Where several end one, the first of them.
+pub(super) fn special_tokens(dir: &Path) -> Result<[Option<u32>; 2]> {
+    let json: Value = serde_json::from_str(&files::read_text(&dir.join("config.json"))?)?;
+    Ok(["bos_token_id", "eos_token_id"].map(|key| {
+        let value = json.get(key)?;
+        let first = value.as_array().map_or(Some(value), |list| list.first())?;
+        first.as_u64().and_then(|token| u32::try_from(token).ok())
+    }))
+}
+
 fn check_architecture(json: &Value) -> Result<()> {
     let architecture = json.pointer("/architectures/0").and_then(Value::as_str);
     let model_type = json.get("model_type").and_then(Value::as_str);

@@ -70,6 +70,12 @@ impl GgufFile {
         self.whole(key)?.ok_or_else(|| anyhow!("{key}: missing"))
     }
 
+    /// The tokens that begin and end a document.
+    pub(super) fn special_tokens(&self) -> [Option<u32>; 2] {
+        ["tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"]
+            .map(|key| self.value(key)?.to_u32().ok())
+    }
+
     /// The type that most of the weights were quantised to, as in `Q4_1`; none if most were not.
     pub fn quantisation(&self) -> Option<String> {
         let mut elements = std::collections::BTreeMap::<String, usize>::new();

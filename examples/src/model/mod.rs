@@ -17,6 +17,7 @@ pub use config::LlamaConfig;
 pub use llama::Llama;
 pub use place::{DeviceKind, Place, WeightType};
 pub use timing::{Part, Split};
+pub use weights::Weights;
 
 use std::path::Path;
 
@@ -31,17 +32,42 @@ pub fn load(path: &Path) -> Result<(Llama, Tokenizer)> {
 
 /// As [`load`], to run at `place`.
 pub fn load_at(path: &Path, place: &Place) -> Result<(Llama, Tokenizer)> {
+    let Opened { config, weights, tokenizer, .. } = open(path)?;
+    let model = Llama::new(config, &*weights, place);
+    // A directory's errors name the file in it.
+    let model = if path.is_file() { model.with_context(|| format!("{}", path.display()))? } else { model? };
+    Ok((model, tokenizer))
+}
+
+/// A model on disk: its weights are there to be read.
+pub struct Opened {
+    /// Its shape and rotary embedding.
+    pub config: LlamaConfig,
+    /// Its weights by name.
+    pub weights: Box<dyn Weights>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The token that begins a document, if it has one.
+    pub start_token: Option<u32>,
+    /// The token that ends a document, if it has one.
+    pub end_token: Option<u32>,
+}
+
+/// Opens the model at `path`: a Hugging Face directory, or a GGUF file.
+pub fn open(path: &Path) -> Result<Opened> {
     if path.is_dir() {
         let config = LlamaConfig::from_dir(path)?;
-        let weights = weights::SafeTensors::open(path)?;
+        let weights = Box::new(weights::SafeTensors::open(path)?);
         let tokenizer = tokenizer::from_dir(path)?;
-        Ok((Llama::new(config, &weights, place)?, tokenizer))
+        let [start_token, end_token] = config::special_tokens(path)?;
+        Ok(Opened { config, weights, tokenizer, start_token, end_token })
     } else if path.is_file() {
         let file = gguf::GgufFile::open(path)?;
         let context = || format!("{}", path.display());
         let tokenizer = tokenizer::from_gguf(&file).with_context(context)?;
         let config = file.config().with_context(context)?;
-        Ok((Llama::new(config, &file, place).with_context(context)?, tokenizer))
+        let [start_token, end_token] = file.special_tokens();
+        Ok(Opened { config, weights: Box::new(file), tokenizer, start_token, end_token })
     } else {
         bail!("{}: no such file or directory; expected a model directory or a GGUF file", path.display())
     }

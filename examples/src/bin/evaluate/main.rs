@@ -57,7 +57,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     arguments.check()?;
     let model_path = arguments.model.clone().unwrap_or_else(|| Path::new(DATA).join("models/tiny"));
     let texts = match arguments.passkeys {
-        None => corpus::eval_texts(&arguments.manifest, &arguments.text, &model_path)?,
+        None => corpus::eval_texts(&arguments.manifest, ("--text", &arguments.text), &model_path)?,
         Some(_) => Vec::new(),
     };
     let place = Place::choose(arguments.device, arguments.dtype)?;

@@ -1,0 +1,147 @@
+//! Fine-tunes a model at a longer context, and measures it on text that it was not trained on.
+
+mod arguments;
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use longrope::scaling::SetChoice;
+use longrope_candle::Rotary;
+use longrope_drivers::corpus::{self, Window};
+use longrope_drivers::model::{self, Opened, Place};
+use longrope_drivers::progress::Progress;
+use longrope_drivers::training::{
+    self, Checkpoints, Factors, Method, Pack, Report, Run, TrainableLlama, Windows,
+};
+use longrope_drivers::{interrupt, report, text};
+use tokenizers::Tokenizer;
+
+use arguments::Arguments;
+
+/// The model that the repository ships.
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/models/tiny");
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<interrupt::Interrupted>() => ExitCode::from(interrupt::EXIT_STATUS),
+        Err(error) => {
+            eprintln!("error: {}", report::error_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    interrupt::install()?;
+    arguments.check()?;
+    let started = Instant::now();
+    let path = arguments.model.clone().unwrap_or_else(|| PathBuf::from(MODEL));
+    let place = Place::choose(arguments.device, arguments.dtype)?;
+    let opened = model::open(&path)?;
+    let Opened { config, tokenizer, end_token, .. } = &opened;
+    let length = arguments.length.unwrap_or_else(|| 4 * config.original_length());
+    let factors = Factors::choose(&config.rope, &path, length, arguments.rope_scaling.as_deref())?;
+    let train_texts = corpus::train_texts(&arguments.manifest, &arguments.text)?;
+    let documents = training::documents(&train_texts, tokenizer, arguments.separator.as_deref(), *end_token)?;
+    let windows = Windows::new(&documents, length, arguments.packing, arguments.seed)?;
+    let eval_texts = eval_texts(arguments, &path, tokenizer, &train_texts)?;
+    let eval_windows = corpus::windows(&eval_texts, length, arguments.eval_windows)?;
+    let held_out: Vec<Pack> = eval_windows.iter().map(|window| Pack::one(window.tokens.to_vec())).collect();
+
+    let model =
+        TrainableLlama::new(config.clone(), &*opened.weights, &place, arguments.method(), arguments.seed)?
+            .fitted(length)?;
+    if let (Method::Lora(lora), Some(adapter)) = (model.method(), &arguments.adapter) {
+        training::read_adapter(&model, lora, adapter)?;
+    }
+    let output = &arguments.output;
+    fs::create_dir_all(output).with_context(|| format!("{}: can't be made", output.display()))?;
+    let recipe = arguments.recipe();
+    let paths = (path.as_path(), arguments.adapter.as_deref());
+    let settings = training::settings(paths, &model, &factors, &windows, &held_out, &recipe)?;
+    let checkpoints = Checkpoints::new(output, settings, arguments.changed);
+    let mut rotary = Rotary::new(factors.sets.clone(), SetChoice::ByLength(length as u64));
+    rotary.pairing = model.config().pairing;
+    let newest = checkpoints.newest()?;
+    eprintln!(
+        "{}: {} of {:.2} M parameters trained at {length} tokens with the factors of {}, {place}",
+        path.display(),
+        model.trained(),
+        config.parameters() as f64 / 1e6,
+        factors.name
+    );
+    let mut run = match (&newest, arguments.resume) {
+        (Some(newest), true) => Run::resumed(&model, &windows, &rotary, recipe, (&checkpoints, newest))?,
+        (None, false) => Run::new(&model, &windows, &rotary, recipe, &held_out)?,
+        (None, true) => bail!("--resume: no checkpoint in {}; run without it", output.display()),
+        (Some(newest), false) => bail!(
+            "--output: {} is of an earlier run; expected --resume, which continues it, or another directory",
+            newest.display()
+        ),
+    };
+    let peak = arguments.peak.map(|peak| peak * 1e12).or_else(|| training::peak(&place.to_string()));
+    run.train(&checkpoints, &Progress::new("steps"), peak)?;
+    finish(arguments, (&path, &opened), &factors, &run, &eval_windows, started).inspect_err(|error| {
+        if error.is::<interrupt::Interrupted>() {
+            eprintln!("stopped before the report; --resume goes on with it");
+        }
+    })
+}
+
+/// The texts that the loss is measured on, before and after.
+fn eval_texts(
+    arguments: &Arguments,
+    path: &Path,
+    tokenizer: &Tokenizer,
+    trained_on: &[corpus::Text],
+) -> Result<Vec<(String, Vec<u32>)>> {
+    let texts = corpus::eval_texts(&arguments.manifest, ("--eval-text", &arguments.eval_text), path)?;
+    let read = |eval: corpus::Text| {
+        // One of role train, of which this model has read nothing so far.
+        let trained = trained_on.iter().any(|text| text.path == eval.path);
+        ensure!(!trained, "--eval-text: {} is not valid beside the same --text; expected another", eval.name);
+        Ok((eval.name, text::read_tokens(&eval.path, tokenizer)?))
+    };
+    texts.into_iter().map(read).collect()
+}
+
+/// Measures the model again, writes it and the report, and prints that.
+fn finish(
+    arguments: &Arguments,
+    (path, opened): (&Path, &Opened),
+    factors: &Factors,
+    run: &Run<'_>,
+    held_out: &[Window<'_>],
+    started: Instant,
+) -> Result<()> {
+    let (model, done, output) = (run.model(), run.done(), &arguments.output);
+    let packs: Vec<Pack> = held_out.iter().map(|window| Pack::one(window.tokens.to_vec())).collect();
+    let after = run.loss(&packs)?;
+    ensure!(
+        after.is_finite(),
+        "the loss after the last step is {after}; expected to be with a lower --learning-rate"
+    );
+    let dropped = training::merged(model, path, opened, &factors.source, &output.join("model"))?;
+    for dropped in dropped {
+        eprintln!("config.json leaves out {dropped}");
+    }
+    let mut written = vec!["model"];
+    if let Method::Lora(lora) = model.method() {
+        training::adapter(model, lora, path, &output.join("adapter"))?;
+        written.push("adapter");
+    }
+    let report = Report::new(done, factors.length, &factors.name, after, held_out);
+    written.extend(report.write(done, output)?);
+    let mut out = report.to_string();
+    for name in written {
+        out += &format!("wrote {}\n", output.join(name).display());
+    }
+    out += &format!("{:.1} s in all\n", started.elapsed().as_secs_f64());
+    std::io::stdout().write_all(out.as_bytes()).context("the standard output can't be written")
+}
