@@ -4,6 +4,7 @@ pub mod convergence;
 pub mod convert;
 pub mod corpus;
 pub mod evaluation;
+pub mod exit;
 pub mod files;
 pub mod gguf;
 pub mod interrupt;

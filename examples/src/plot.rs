@@ -34,7 +34,7 @@ struct Axes<'a> {
 }
 
 /// Perplexity against length, a line per method, both axes logarithmic.
-pub fn perplexity_by_length(table: &Table) -> Result<String> {
+pub fn perplexity_by_length(title: &str, table: &Table) -> Result<String> {
     let lines: Vec<Line<'_>> = table
         .methods
         .iter()
@@ -50,11 +50,7 @@ pub fn perplexity_by_length(table: &Table) -> Result<String> {
                 .collect(),
         })
         .collect();
-    let axes = Axes {
-        title: "Perplexity on text the search has not seen",
-        x: "length of the sequence (tokens)",
-        y: "perplexity",
-    };
+    let axes = Axes { title, x: "length of the sequence (tokens)", y: "perplexity" };
     draw(&lines, &axes, &table.lengths.iter().map(|&length| length as f64).collect::<Vec<_>>())
 }
 
@@ -173,7 +169,7 @@ mod tests {
             methods: vec!["none".into(), "PI".into()],
             values: vec![vec![3.0, 4.0], vec![9.0, 4.5], vec![f64::INFINITY, 5.0]],
         };
-        let svg = perplexity_by_length(&table).unwrap();
+        let svg = perplexity_by_length("Perplexity", &table).unwrap();
         for text in ["<svg", "none", "PI", "1024", "perplexity"] {
             assert!(svg.contains(text), "{text}");
         }
@@ -187,7 +183,7 @@ mod tests {
             methods: vec!["none".into(), "PI".into()],
             values: vec![vec![30.0, 200.0], vec![1800.0, 230.0]],
         };
-        let svg = perplexity_by_length(&table).unwrap();
+        let svg = perplexity_by_length("Perplexity", &table).unwrap();
         for mark in ["50", "100", "200", "500", "1000", "2000"] {
             assert!(svg.contains(&format!("\n{mark}\n")), "{mark} in {svg}");
         }
@@ -197,6 +193,6 @@ mod tests {
     #[test]
     fn nothing_finite_is_an_error() {
         let table = Table { lengths: vec![256], methods: vec!["none".into()], values: vec![vec![f64::NAN]] };
-        assert!(perplexity_by_length(&table).is_err());
+        assert!(perplexity_by_length("Perplexity", &table).is_err());
     }
 }

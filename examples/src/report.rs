@@ -133,23 +133,6 @@ const HISTORY_COLUMNS: [&str; 9] = [
     "attention_factor",
 ];
 
-/// An error and its causes in one line. Candle's own errors may hold a backtrace, and repeat the path.
-pub fn error_line(error: &anyhow::Error) -> String {
-    fn bare(error: &candle_core::Error) -> &candle_core::Error {
-        match error {
-            candle_core::Error::WithBacktrace { inner, .. } | candle_core::Error::WithPath { inner, .. } => {
-                bare(inner)
-            }
-            other => other,
-        }
-    }
-    let causes = error.chain().map(|cause| match cause.downcast_ref() {
-        Some(error) => bare(error).to_string(),
-        None => cause.to_string(),
-    });
-    causes.collect::<Vec<_>>().join(": ").lines().collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use longrope_drivers::convergence::{self, Curve};
-use longrope_drivers::{files, report};
+use longrope_drivers::{exit, files};
 
 /// Draws the best value so far of several searches, and says at which cost the first reached where each other ended.
 #[derive(Parser)]
@@ -25,13 +25,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", report::error_line(&error));
-            ExitCode::FAILURE
-        }
-    }
+    exit::code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -12,7 +12,7 @@ use longrope::scaling::{RopeConfig, factors_to_csv};
 use longrope_drivers::convert::{self, Kind, Loss, Source};
 use longrope_drivers::gguf::{self, Header};
 use longrope_drivers::progress::Progress;
-use longrope_drivers::{files, interrupt, report};
+use longrope_drivers::{exit, files, interrupt};
 
 /// Converts interpolation factors between Hugging Face configurations, the authors' CSV files, GGUF models, and schedules.
 ///
@@ -54,14 +54,7 @@ enum Format {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<interrupt::Interrupted>() => ExitCode::from(interrupt::EXIT_STATUS),
-        Err(error) => {
-            eprintln!("error: {}", report::error_line(&error));
-            ExitCode::FAILURE
-        }
-    }
+    exit::code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -1,10 +1,12 @@
 //! What methods are worth by length: perplexities with their standard errors, and passkeys.
 
 mod passkeys;
+mod plots;
 mod record;
 mod tables;
 
 pub use passkeys::{Keys, measure_passkeys, passkeys_csv, passkeys_text};
+pub use plots::{passkeys_svg, perplexity_svg};
 pub use record::Record;
 pub use tables::{differences, to_csv, to_markdown, to_text, windows_csv};
 

@@ -127,6 +127,8 @@ fn the_tables_have_every_method_and_length_and_say_what_was_measured() {
     assert_eq!(rows.len(), expected.count());
     assert_eq!(RUN.file("windows.csv").lines().count(), 1 + 3 * rows.len());
     assert_eq!(RUN.file("perplexity.txt"), RUN.stdout);
+    let svg = RUN.file("perplexity.svg");
+    assert!(NAMES.iter().all(|name| svg.contains(name)), "{svg}");
     let said =
         ["Perplexity of tiny, on the CPU in f32, on moby-dick-eval (3 windows a length", "for 512 tokens"];
     assert!(said.iter().all(|part| RUN.stdout.contains(part)), "{}", RUN.stdout);

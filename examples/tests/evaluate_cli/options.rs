@@ -34,6 +34,8 @@ fn passkeys_are_measured_by_length_and_depth() {
     assert!(stderr.contains("60 evaluations on the CPU"), "{stderr}");
     assert_eq!(file(dir.path(), "passkeys.txt"), stdout);
     assert!(stdout.starts_with("Passkeys of tiny, on the CPU in f32: 2 a length and depth"), "{stdout}");
+    // A map a method.
+    assert_eq!(file(dir.path(), "passkeys.svg").matches("depth 50 %").count(), 5);
     let csv = file(dir.path(), "passkeys.csv");
     assert_eq!(csv.lines().count(), 1 + 2 * 5 * 3);
 

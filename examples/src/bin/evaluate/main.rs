@@ -15,7 +15,7 @@ use longrope_drivers::corpus::{self, Window};
 use longrope_drivers::evaluation::{self, Cell, Method, Record};
 use longrope_drivers::model::{self, AttentionKind, Llama, Place};
 use longrope_drivers::progress::Progress;
-use longrope_drivers::{files, interrupt, memory, passkey, report, text};
+use longrope_drivers::{exit, files, interrupt, memory, passkey, text};
 use tokenizers::Tokenizer;
 
 use arguments::Arguments;
@@ -27,14 +27,7 @@ const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data");
 const PASSKEY_SEED: u64 = 0;
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<interrupt::Interrupted>() => ExitCode::from(interrupt::EXIT_STATUS),
-        Err(error) => {
-            eprintln!("error: {}", report::error_line(&error));
-            ExitCode::FAILURE
-        }
-    }
+    exit::code(run(&Arguments::parse()))
 }
 
 /// A run that is ready to measure.
@@ -137,15 +130,17 @@ impl Job<'_> {
             (Some(name), _) | (None, Some((name, _))) => name.as_str(),
             (None, None) => "",
         };
-        self.finish(
-            &summary,
-            &[
-                ("perplexity.txt", &summary),
-                ("perplexity.md", &evaluation::to_markdown(&cells, against)),
-                ("perplexity.csv", &evaluation::to_csv(&cells)),
-                ("windows.csv", &evaluation::windows_csv(&cells)),
-            ],
-        )
+        let markdown = evaluation::to_markdown(&cells, against);
+        let tables = [evaluation::to_csv(&cells), evaluation::windows_csv(&cells)];
+        let plot = evaluation::perplexity_svg(&cells)?;
+        let mut files: Vec<(&str, &str)> = vec![
+            ("perplexity.txt", &summary),
+            ("perplexity.md", &markdown),
+            ("perplexity.csv", &tables[0]),
+            ("windows.csv", &tables[1]),
+        ];
+        files.extend(plot.iter().map(|plot| ("perplexity.svg", plot.as_str())));
+        self.finish(&summary, &files)
     }
 
     fn passkeys(&mut self, trials: usize) -> Result<()> {
@@ -176,7 +171,11 @@ impl Job<'_> {
         }
         self.finish(
             &summary,
-            &[("passkeys.txt", &summary), ("passkeys.csv", &evaluation::passkeys_csv(&keys))],
+            &[
+                ("passkeys.txt", &summary),
+                ("passkeys.csv", &evaluation::passkeys_csv(&keys)),
+                ("passkeys.svg", &evaluation::passkeys_svg(&keys)?),
+            ],
         )
     }
 

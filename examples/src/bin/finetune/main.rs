@@ -18,7 +18,7 @@ use longrope_drivers::progress::Progress;
 use longrope_drivers::training::{
     self, Checkpoints, Factors, Method, Pack, Report, Run, TrainableLlama, Windows,
 };
-use longrope_drivers::{interrupt, report, text};
+use longrope_drivers::{exit, interrupt, text};
 use tokenizers::Tokenizer;
 
 use arguments::Arguments;
@@ -27,14 +27,7 @@ use arguments::Arguments;
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/models/tiny");
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<interrupt::Interrupted>() => ExitCode::from(interrupt::EXIT_STATUS),
-        Err(error) => {
-            eprintln!("error: {}", report::error_line(&error));
-            ExitCode::FAILURE
-        }
-    }
+    exit::code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -16,7 +16,7 @@ use longrope_drivers::convergence::Curve;
 use longrope_drivers::model::{self, Place};
 use longrope_drivers::progress::Progress;
 use longrope_drivers::search_run::{self, CheckpointFile, Samples, Task};
-use longrope_drivers::{interrupt, memory, passkey, report, text};
+use longrope_drivers::{exit, interrupt, memory, passkey, text};
 
 use arguments::{Arguments, Objective};
 use texts::Texts;
@@ -28,14 +28,7 @@ const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data");
 const PASSKEY_SEED: u64 = 1;
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<interrupt::Interrupted>() => ExitCode::from(interrupt::EXIT_STATUS),
-        Err(error) => {
-            eprintln!("error: {}", report::error_line(&error));
-            ExitCode::FAILURE
-        }
-    }
+    exit::code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -113,7 +113,10 @@ pub fn write(
     output("history.csv", &history)?;
     if let Some(table) = &table {
         output("perplexity.csv", &table.to_csv())?;
-        output("perplexity.svg", &plot::perplexity_by_length(table)?)?;
+        output(
+            "perplexity.svg",
+            &plot::perplexity_by_length("Perplexity on text the search has not seen", table)?,
+        )?;
     }
     let lines: Vec<_> = found.lines.iter().map(|(name, rope)| (*name, rope)).collect();
     output("factors.svg", &plot::factors_by_pair(&lines)?)?;
