@@ -6,8 +6,6 @@ attention.py: cuDNN in this process, FlashAttention-3 in one of its own; the for
 
     python3 benches/peers/backward.py --library target/release/liblongrope.so
 
-With --portable ours is the portable kernel, beside the best of its kind, which is FlashAttention-2.
-
 Needs PyTorch; FlashAttention-3 is measured where flash-attn3-jax is installed.
 """
 
@@ -44,12 +42,9 @@ def operations(case):
     return 2.5 * case.operations()
 
 
-def ours(library, q, k, v, d_out, causal, portable, fast):
+def ours(library, q, k, v, d_out, causal, fast):
     """A launch of our backward pass, and the gradients that it writes."""
     scale = q.shape[-1] ** -0.5
-    # Scales below zero are for the portable kernels, which flip the queries.
-    if portable:
-        q, scale = -q, -scale
     out, lse = torch.empty_like(q), torch.empty(q.shape[:3], device="cuda")
     library.attention(q, k, v, out, lse, causal, scale)()
     return library.attention_backward(q, k, v, out, d_out, lse, causal, scale, fast)
@@ -79,7 +74,7 @@ def gradients_in_f64(q, k, v, d_out, causal):
     return torch.autograd.grad(out, leaves, d_out.double())
 
 
-def flash_attention2_is_no_nearer(library, portable):
+def flash_attention2_is_no_nearer(library):
     worst = 0.0
     for dtype, fast in itertools.product(attention.HALF_UNIT, (False, True)):
         for heads, key_heads in ((4, 4), (9, 3)):
@@ -87,10 +82,8 @@ def flash_attention2_is_no_nearer(library, portable):
                 for length, causal in ((129, True), (333, True), (512, False)):
                     q, k, v = Case(2, length, heads, key_heads, dim, causal).inputs(dtype)
                     d_out = torch.randn_like(q)
-                    run, gradients = ours(library, q, k, v, d_out, causal, portable, fast)
+                    run, gradients = ours(library, q, k, v, d_out, causal, fast)
                     run()
-                    if portable:
-                        gradients = [-gradients[0], *gradients[1:]]
                     exact = gradients_in_f64(q, k, v, d_out, causal)
                     wide = [x.repeat_interleave(heads // key_heads, 2) for x in (k, v)]
                     theirs = in_torch(SDPBackend.FLASH_ATTENTION, q, *wide, d_out, causal)()
@@ -106,23 +99,22 @@ def flash_attention2_is_no_nearer(library, portable):
 # --- times ---
 
 
-def works(library, case, portable, fast):
+def works(library, case, fast):
     """Ours first, then the peer in this process, as attention.py's `ready` gives them."""
     q, k, v = case.inputs()
     d_out = torch.randn_like(q)
-    peer, backend = ("FlashAttention-2", SDPBackend.FLASH_ATTENTION) if portable else ("cuDNN", SDPBackend.CUDNN_ATTENTION)
     makers = {
-        "ours": lambda: ours(library, q, k, v, d_out, case.causal, portable, fast)[0],
-        peer: lambda: in_torch(backend, q, k, v, d_out, case.causal),
+        "ours": lambda: ours(library, q, k, v, d_out, case.causal, fast)[0],
+        "cuDNN": lambda: in_torch(SDPBackend.CUDNN_ATTENTION, q, k, v, d_out, case.causal),
     }
     return attention.ready(makers, case)
 
 
-def times(library, worker, cases, count, portable):
+def times(library, worker, cases, count):
     rows = Rows("backward") if count > 1 else None
     # The peers in their default mode each time.
     for op, case in [*(("backward", case) for case in cases), ("deterministic", DETERMINISTIC)]:
-        here = works(library, case, portable, fast=op == "backward")
+        here = works(library, case, fast=op == "backward")
         found = attention.measure(worker, case, here, count, backward=True)
         torch.cuda.empty_cache()
         our_time = found.pop("ours", None)
@@ -131,20 +123,18 @@ def times(library, worker, cases, count, portable):
 
 
 def main():
-    options = arguments(__doc__.splitlines()[0], ("--portable", "measure the kernels that every GPU runs"))
-    portable = options.portable
+    options = arguments(__doc__.splitlines()[0])
     torch.zeros(1, device="cuda")  # makes PyTorch's context current
     torch.manual_seed(1)
     library = Longrope(options.library)
-    worker = None if portable else start_worker()
+    worker = start_worker()
     try:
         if options.prepare:
-            return times(library, worker, CASES[:1], 1, portable)
-        flash_attention2_is_no_nearer(library, portable)
-        times(library, worker, CASES, ROUNDS, portable)
+            return times(library, worker, CASES[:1], 1)
+        flash_attention2_is_no_nearer(library)
+        times(library, worker, CASES, ROUNDS)
     finally:
-        if worker:
-            worker.stop()
+        worker.stop()
 
 
 if __name__ == "__main__":

@@ -152,9 +152,14 @@ __device__ __forceinline__ void sum_gradients(const longrope_attention_backward_
 
 template <class T, class Shape>
 struct GradientSums {
+    using Drawer = ItemFinder;
     static __device__ __forceinline__ void run(const longrope_attention_backward_sm90_params &h, const GradientShared<Shape> &shared,
                                                const GradientItem *items, const float *numbers) {
         sum_gradients<T, Shape>(h, shared, items, numbers);
+    }
+    static __device__ __forceinline__ void draw(const longrope_attention_backward_sm90_params &h, const GradientShared<Shape> &shared,
+                                                GradientItem *items, Drawer &drawer) {
+        draw_gradient_items<Shape>(h, shared, items, drawer);
     }
 };
 

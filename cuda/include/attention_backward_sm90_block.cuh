@@ -19,6 +19,11 @@ namespace longrope {
 //   cleared         its loader (with its bytes)                      its loader
 //   gradients_full  warps of consumers, when theirs of the logits    consumers
 //                   are in shared memory, where dQ is made too
+//   staging_full    warps of consumers, when their dQ is there      the thread that adds
+//   staging_empty   the thread that adds                            consumers
+//   keys_turn       the thread that adds, for every item, when it   consumers
+//                   is their turn to add dK and dV
+//   keys_added      warps of consumers, when they have              the thread that adds
 //
 // Who waits for a phase has waited for all before it, so that none is taken for another of its parity.
 template <class Shape>
@@ -26,7 +31,7 @@ struct GradientShared {
     uint32_t tiles, barriers;
 
     static constexpr int kStages = Shape::kFirstStages + Shape::kSecondStages;  // of both rings
-    static constexpr int kBarriers = 2 * kStages + 2 * kItemSlots + 5;
+    static constexpr int kBarriers = 2 * kStages + 2 * kItemSlots + 9;
 
     __device__ __forceinline__ GradientShared(const char *dynamic, const uint64_t *barrier_words) {
         tiles = (shared_address(dynamic) + 1023) / 1024 * 1024;
@@ -54,10 +59,14 @@ struct GradientShared {
     }
     __device__ __forceinline__ uint32_t item_full(int slot) const { return barrier(2 * kStages + slot); }
     __device__ __forceinline__ uint32_t item_empty(int slot) const { return barrier(2 * kStages + kItemSlots + slot); }
-    __device__ __forceinline__ uint32_t rows_full() const { return barrier(kBarriers - 5); }
-    __device__ __forceinline__ uint32_t rows_empty() const { return barrier(kBarriers - 4); }
-    __device__ __forceinline__ uint32_t cleared(int which) const { return barrier(kBarriers - 3 + which); }
-    __device__ __forceinline__ uint32_t gradients_full() const { return barrier(kBarriers - 1); }
+    __device__ __forceinline__ uint32_t rows_full() const { return barrier(kBarriers - 9); }
+    __device__ __forceinline__ uint32_t rows_empty() const { return barrier(kBarriers - 8); }
+    __device__ __forceinline__ uint32_t cleared(int which) const { return barrier(kBarriers - 7 + which); }
+    __device__ __forceinline__ uint32_t gradients_full() const { return barrier(kBarriers - 5); }
+    __device__ __forceinline__ uint32_t staging_full() const { return barrier(kBarriers - 4); }
+    __device__ __forceinline__ uint32_t staging_empty() const { return barrier(kBarriers - 3); }
+    __device__ __forceinline__ uint32_t keys_turn() const { return barrier(kBarriers - 2); }
+    __device__ __forceinline__ uint32_t keys_added() const { return barrier(kBarriers - 1); }
 
     // By one thread.
     __device__ __forceinline__ void set_up() const {
@@ -76,6 +85,10 @@ struct GradientShared {
         barrier_init(cleared(0), 1);
         barrier_init(cleared(1), 1);
         barrier_init(gradients_full(), 4 * Shape::kConsumers);
+        barrier_init(staging_full(), 4 * Shape::kConsumers);
+        barrier_init(staging_empty(), 1);
+        barrier_init(keys_turn(), 1);
+        barrier_init(keys_added(), 4 * Shape::kConsumers);
         barrier_init_done();
     }
 };
@@ -92,12 +105,12 @@ __device__ __forceinline__ void release(uint32_t barrier) {
     if (thread_again() % 32 == 0) barrier_arrive(barrier);
 }
 
-// What a block does. `Consumer::run`: what its consumers do.
+// What a block does. `Consumer::run`: what its consumers do; `draw`: the thread that draws.
 template <class T, class Shape, class Consumer>
 __device__ __forceinline__ void differentiate_on_hopper(const longrope_attention_backward_sm90_params &h) {
     extern __shared__ __align__(1024) char shared_bytes[];
     __shared__ GradientItem items[kItemSlots];
-    __shared__ ItemFinder finder;
+    __shared__ typename Consumer::Drawer drawer;
     __shared__ int cleared[2];  // parities of the barriers for tiles that are cleared in part
     __shared__ __align__(8) uint64_t barriers[GradientShared<Shape>::kBarriers];
     __shared__ __align__(8) float numbers[Shape::kOfKeys ? (Shape::kFirstStages + Shape::kSecondStages) * Shape::kColumns : 2];
@@ -113,7 +126,7 @@ __device__ __forceinline__ void differentiate_on_hopper(const longrope_attention
         if (thread < 32) {
             load_gradient_items<Shape, 0>(h, shared, items, cleared[0]);
         } else if (thread == 32) {
-            draw_gradient_items<Shape>(h, shared, items, finder);
+            Consumer::draw(h, shared, items, drawer);
         } else if (thread >= 96) {
             load_gradient_items<Shape, 1>(h, shared, items, cleared[1]);
         } else if (Shape::kOfKeys && thread >= 64) {

@@ -245,10 +245,11 @@ struct GradientConsumer {
         }
     }
 
-    // Writes them after the transpose of their rotation, eight rows at a time. `staged`: of this warp.
+    // Writes them after the transpose of their rotation, eight rows at a time. `position`: of the first row of the block. `staged`: of
+    // this warp.
     static __device__ __forceinline__ void store_rotated(const Sum &sum, const GradientOut &out,
-                                                         const longrope_attention_backward_params &b, float factor,
-                                                         const GradientItem &item, const typename Shape::Staged &staged) {
+                                                         const longrope_attention_backward_params &b, float factor, int set,
+                                                         int64_t position, int rows, const typename Shape::Staged &staged) {
 #pragma unroll 1
         for (int half = 0; half < 2; ++half) {
             const int first = thread() / 32 * 16 + 8 * half;
@@ -259,9 +260,9 @@ struct GradientConsumer {
                            (half ? sum[4 * n + 3] : sum[4 * n + 1]) * factor);
             }
             __syncwarp();
-            staged.transpose(b.rotary, item.set, item.position + first, lane());
+            staged.transpose(b.rotary, set, position + first, lane());
             __syncwarp();
-            staged.template store<T, true>(out, first, item.rows - first, b.attention.head_dim, lane());
+            staged.template store<T, true>(out, first, rows - first, b.attention.head_dim, lane());
         }
     }
 
@@ -283,7 +284,7 @@ struct GradientConsumer {
         if constexpr (kOfKeys) store(of_weights, b.dv, item.out_at[1], b.dv_stride[1], b.dv_is_f32, b, bias, item.rows);
         const GradientOut to(kOfKeys ? b.dk : b.dq, item.out_at[0], kOfKeys ? b.dk_stride[1] : b.dq_stride[1],
                              kOfKeys ? b.dk_is_f32 : b.dq_is_f32, b.accumulate);
-        store_rotated(of_logits, to, b, b.scale * bias, item, staged);
+        store_rotated(of_logits, to, b, b.scale * bias, item.set, item.position, item.rows, staged);
     }
 };
 

@@ -10,6 +10,10 @@
 // in device memory, the slab, in no given order; another kernel makes dQ of that (attention_backward_slab.cuh). The slab has the
 // numbers as threads hold them, those of a warp side by side, so that nothing is sorted on the way there.
 //
+// Query heads that share a key head are apart: what blocks read and add to at a time is then that of few heads, and stays in the
+// second-level cache. So their dK and dV are added to such a slab too, once an item. It also serves rotated keys, since a rotation
+// takes more registers than are left here.
+//
 // Products run by themselves, in this order, j the tile:
 //
 //   products   | x(j) | dK += (j-1) | dQ(j-1) |         | d(j) | dV += (j) | x(j+1) ...
@@ -17,7 +21,6 @@
 //
 // While dQ goes to the slab nothing of its own is under way for a consumer, but something of the other is. A consumer writes dS(j) and
 // goes on; it looks for the other's when it begins dQ(j), a product later. By then the other has read dS(j-2): there are two places.
-// With kWeighFirst it looks for it only when P is made, so that consumers may be further apart, but P has less to go with.
 //
 // Alive at once are the sums, 128 registers at a head dimension of 128, one more product, 32, P as f32, 32, and the rounded P and dS, 16
 // each: 224 of 240. What else a consumer knows is found anew where it is needed.
@@ -28,22 +31,23 @@
 // queries; with kBulk 64 D 4 for dQ on its way. Q is used for longest, so that its ring has a place more.
 #pragma once
 
-#include "attention_backward_sm90_block.cuh"
 #include "attention_backward_sm90_consumer.cuh"
-#include "bulk_reduce.cuh"
+#include "attention_backward_sm90_turns.cuh"
+
+#include <type_traits>
 
 namespace longrope {
 
 // The sizes of the kernel. Rows are keys, columns queries.
-template <int kDim_, int kColumns_, int kFirstStages_, int kSecondStages_, bool kBulk_, bool kWeighFirst_>
+template <int kDim_, int kColumns_, int kFirstStages_, int kSecondStages_, bool kBulk_, bool kInTurn_>
 struct FastShape {
     static constexpr bool kOfKeys = true, kMakesAll = true;
     static constexpr int kDim = kDim_;                            // padded head dimension
     static constexpr int kColumns = kColumns_;                    // queries a tile
     static constexpr int kFirstStages = kFirstStages_;            // tiles of Q in shared memory
     static constexpr int kSecondStages = kSecondStages_;          // and of dO
-    static constexpr bool kBulk = kBulk_;                         // whether dQ is added by the copy engine, or by threads
-    static constexpr bool kWeighFirst = kWeighFirst_;             // whether P is made before the other's dS is waited for
+    static constexpr bool kInTurn = kInTurn_;                     // whether blocks add to dQ in one order
+    static constexpr bool kBulk = kBulk_;                         // and by the copy engine, or by threads
     static constexpr int kConsumers = 2, kRows = 128, kThreads = 384, kFirstConsumer = 128, kSums = 2;
     static constexpr int kRowBytes = kRows * kDim * 2, kTileBytes = kColumns * kDim * 2;
     static constexpr int kGradientBytes = kRows * kColumns * 2;   // dS of a tile
@@ -55,7 +59,7 @@ struct FastShape {
     // 4,096 queries: see GradientShape.
     static constexpr int kFoldTiles = 4096 / kColumns;
     static constexpr int kLoaderRegisters = 24, kConsumerRegisters = 240;
-    // Not used: it rotates no gradients.
+    // Used by the kernels that read the slabs.
     using Staged = StagedGradient<kDim, kTurnedRows, 32>;
     static_assert((kDim == 128 || kDim == 64) && kColumns == 64, "consumers make dQ of 64 queries, and of half of the dimensions");
     // What is declared beside it has 3 KiB.
@@ -133,7 +137,39 @@ struct FastConsumer : GradientConsumer<T, Shape> {
         wgmma_commit();
     }
 
-    // Adds it to a tile of the slab. `staging`: shared memory of all warps.
+    // Adds its sums of dK and of dV to a tile of their slab: f32 [consumer][dK, dV][warp][blocks of 8 dimensions][lane][4].
+    __device__ __forceinline__ void add_keys(const longrope_attention_backward_sm90_params &h, const GradientItem &item) const {
+        constexpr int kEach = 64 * Shape::kDim;
+        float *to = h.key_slab + (static_cast<int64_t>(item.key_tile) * 2 + thread() / 128) * (2 * kEach);
+        to += thread() % 128 / 32 * (kEach / 4) + lane() * 4;
+        const auto add = [&](const float *sum) {
+#pragma unroll
+            for (int n = 0; n < Shape::kDim / 8; ++n) add_four(to + n * 128, sum[4 * n], sum[4 * n + 1], sum[4 * n + 2], sum[4 * n + 3]);
+        };
+        add(this->of_logits);
+        to += kEach;
+        add(this->of_weights);
+    }
+
+    // Writes dQ to where a thread adds it from.
+    __device__ __forceinline__ void stage_queries(const GradientShared<Shape> &shared) {
+        // As in begin_sum.
+        uint32_t to = shared.gradients(2);
+        asm volatile("" : "+r"(to));
+        put_queries(to + thread() / 32 * Shape::kWarpBytes);
+        fence_for_tensor_cores();
+        release(shared.staging_full());
+    }
+
+    __device__ __forceinline__ void put_queries(uint32_t to) {
+#pragma unroll
+        for (int n = 0; n < Shape::kQueryDims / 8; ++n) {
+            store_four(to + n * 512 + lane() * 16, of_queries[4 * n], of_queries[4 * n + 1], of_queries[4 * n + 2],
+                       of_queries[4 * n + 3]);
+        }
+    }
+
+    // Adds dQ to a tile of the slab. `staging`: shared memory of all warps.
     __device__ __forceinline__ void add_queries(float *slab, int tile, uint32_t staging) {
         constexpr int kWarpFloats = Shape::kWarpBytes / 4;
         // As in begin_sum.
@@ -144,11 +180,7 @@ struct FastConsumer : GradientConsumer<T, Shape> {
             // The tile before is long there; but the copy engine may still read it.
             if (lane() == 0) wait_for_bulk_reads();
             __syncwarp();
-#pragma unroll
-            for (int n = 0; n < Shape::kQueryDims / 8; ++n) {
-                store_four(from + n * 512 + lane() * 16, of_queries[4 * n], of_queries[4 * n + 1], of_queries[4 * n + 2],
-                           of_queries[4 * n + 3]);
-            }
+            put_queries(from);
             fence_for_tensor_cores();
             __syncwarp();
             if (lane() == 0) begin_bulk_add(to, from, Shape::kWarpBytes);
@@ -196,6 +228,8 @@ public:
 // What a consumer does.
 template <class T, class Shape>
 struct FastSums {
+    using Drawer = std::conditional_t<Shape::kInTurn, Adder, ItemFinder>;
+
     static __device__ __forceinline__ void run(const longrope_attention_backward_sm90_params &h, const GradientShared<Shape> &shared,
                                                const GradientItem *items, const float *numbers) {
         static_assert(Shape::kSecondStages == 2, "dO and dS take turns together");
@@ -208,12 +242,14 @@ struct FastSums {
             wgmma_fence();
             mine.begin_of_queries(shared.gradients(place.out_before()), shared.row_tile(0));
         };
-        // Of the tile before another, which is `to` in the slab.
-        const auto add_queries = [&](const GradientItem &item, int tile, int to) {
-            if (tile == item.start) to -= static_cast<int>(h.slab_tiles);
-            to += tile == item.first ? item.tiles() - 1 : -1;
+        // Of the tile before another.
+        const auto add_queries = [&](const GradientItem &item, int tile) {
             hold(mine.of_queries);
-            mine.add_queries(h.slab, to, shared.gradients(2));
+            if constexpr (Shape::kInTurn) {
+                mine.stage_queries(shared);
+            } else {
+                mine.add_queries(h.slab, item.slab_tile + item.template before<Shape>(tile), shared.gradients(2));
+            }
         };
 
         for (;; place.next_item()) {
@@ -223,9 +259,11 @@ struct FastSums {
             mine.reset();
             barrier_wait(shared.rows_full(), place.item());
             if (item.tiles() > 0) {
-                // A tile; `to`: where it is in the slab. The first of an item comes after no other.
-                const auto step = [&](int tile, int to, auto first) {
+                // A tile. The first of an item comes after no other.
+                const auto step = [&](int tile, auto first) {
                     constexpr bool kFirst = decltype(first)::value;
+                    // Long over.
+                    if (Shape::kInTurn && !kFirst) barrier_wait(shared.staging_empty(), place.out_before() ^ 1);
                     barrier_wait(shared.column_full(0, place.query()), place.query_parity());
                     mine.hold_sum();
                     wgmma_fence();
@@ -236,17 +274,16 @@ struct FastSums {
                     }
                     wgmma_wait<kFirst ? 0 : 1>();
                     hold(mine.flat(mine.x));
-                    if (!kFirst && !Shape::kWeighFirst) begin_queries_before();
+                    if (!kFirst) begin_queries_before();
                     const float c = copysignf(b.attention.scale_log2, b.scale);
                     if (tile < item.full_first || tile >= item.full_end) mine.mask(item, tile * Shape::kColumns, c);
                     mine.weigh(numbers + place.query() * Shape::kColumns, c);
                     mine.make_weights_here();
-                    if (!kFirst && Shape::kWeighFirst) begin_queries_before();
                     if (!kFirst) {
                         wgmma_wait<0>();
                         mine.hold_sum();
                         release(shared.column_empty(0, place.query_before()));
-                        add_queries(item, tile, to);
+                        add_queries(item, tile);
                     }
                     // Long over but for the first tile; and the assembler adds dQ no later than this branch.
                     barrier_wait(shared.column_full(1, place.out()), place.out_parity());
@@ -270,42 +307,50 @@ struct FastSums {
                     release(shared.column_empty(1, place.out()));
                     place.next();
                 };
-                int tile = item.start, to = item.slab_tile + tile;
-                int left = b.attention.group * item.tiles() - 1;
-                const auto next = [&] {
-                    const int before = tile;
-                    tile = item.template after<Shape>(tile);
-                    to += tile - before;
-                    if (tile == item.start) to += static_cast<int>(h.slab_tiles);
-                };
-                step(tile, to, Choice<true>());
+                int tile = item.start;
+                step(tile, Choice<true>());
 #pragma unroll 1
-                for (; left > 0; --left) {
-                    next();
-                    step(tile, to, Choice<false>());
+                for (int left = item.tiles() - 1; left > 0; --left) {
+                    tile = item.template after<Shape>(tile);
+                    step(tile, Choice<false>());
                     if (left % Shape::kFoldTiles == 0) {
                         // The first time is that with the most left.
-                        mine.fold(h.sums, b.attention.group * item.tiles() - left <= Shape::kFoldTiles);
+                        mine.fold(h.sums, item.tiles() - left <= Shape::kFoldTiles);
                     }
                 }
-                next();
+                tile = item.template after<Shape>(tile);
                 mine.hold_sum();
                 wgmma_fence();
                 mine.begin_of_logits(shared.column_tile(0, place.query_before()));
                 begin_queries_before();
+                if (Shape::kInTurn) barrier_wait(shared.staging_empty(), place.out_before() ^ 1);
                 wgmma_wait<0>();
                 mine.hold_sum();
                 release(shared.column_empty(0, place.query_before()));
                 release(shared.rows_empty());
-                add_queries(item, tile, to);
-                if (b.attention.group * item.tiles() > Shape::kFoldTiles) mine.unfold(h.sums);
+                add_queries(item, tile);
+                if (item.tiles() > Shape::kFoldTiles) mine.unfold(h.sums);
+                if (h.key_slab) {
+                    if (Shape::kInTurn) barrier_wait(shared.keys_turn(), place.item());
+                    mine.add_keys(h, item);
+                    if (Shape::kInTurn) release(shared.keys_added());
+                }
             } else {
                 release(shared.rows_empty());
             }
-            mine.store_all(b, item);
+            if (!h.key_slab) mine.store_all(b, item);
             release(shared.item_empty(place.item()));
         }
-        if (Shape::kBulk && thread_again() % 32 == 0) wait_for_bulk_adds();
+        if (Shape::kBulk && !Shape::kInTurn && thread_again() % 32 == 0) wait_for_bulk_adds();
+    }
+
+    static __device__ __forceinline__ void draw(const longrope_attention_backward_sm90_params &h, const GradientShared<Shape> &shared,
+                                                GradientItem *items, Drawer &drawer) {
+        if constexpr (Shape::kInTurn) {
+            drawer.template run<Shape>(h, shared, items);
+        } else {
+            draw_gradient_items<Shape>(h, shared, items, drawer);
+        }
     }
 };
 

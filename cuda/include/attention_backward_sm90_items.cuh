@@ -20,6 +20,7 @@ struct GradientShape {
     static constexpr int kFirstStages = kStages_;    // tiles of columns in shared memory, of what makes the logits
     static constexpr int kSecondStages = kStages_;   // and of what makes dP
     static constexpr bool kMakesAll = false;         // whether it adds to dQ too
+    static constexpr bool kInTurn = false;           // and whether blocks do so in one order
     static constexpr int kRows = 64 * kConsumers;    // rows a block
     static constexpr int kThreads = 128 * (kConsumers + 1);
     static constexpr int kFirstConsumer = 128;       // thread
@@ -42,7 +43,7 @@ struct GradientShape {
 };
 
 // An item, as far as that is within 32 bits: the host sees to it that sequences are shorter than 2^30.
-struct GradientItem {
+struct alignas(16) GradientItem {
     int64_t out_at[2];           // elements to the first row of each gradient
     int64_t lse_at, delta_at;    // elements to those of the item's first query, or of query 0 of the sequence and first head
     int64_t position;            // of the first row; found, as the set, where gradients are rotated
@@ -55,17 +56,26 @@ struct GradientItem {
     int first, end;              // tiles of columns with one of some row
     int full_first, full_end;    // tiles of columns that all are of all rows
     int start;                   // the tile that is the first
-    int slab_tile;               // tile of column 0 of the first head, where dQ is added to
+    int slab_tile;               // tile of column 0, where dQ is added to
+    int key_tile;                // of the rows, where dK and dV are added to
+    int later;                   // blocks of keys of the sequence behind the rows
+    int member;                  // of the query head among those that share keys
     bool is_last;                // no item, but the end of them
 
     __device__ __forceinline__ int tiles() const { return end - first; }
 
-    // The tile after another; after the last that there is again the first one. From the last on downwards, or upwards from any.
+    // The tile after another; after the last that there is again the first one. From the last on downwards, or upwards from any. And the
+    // tile before.
     template <class Shape>
     __device__ __forceinline__ int after(int tile) const {
-        if (Shape::kMakesAll) return tile + 1 == end ? first : tile + 1;
-        return tile == first ? end - 1 : tile - 1;
+        return Shape::kMakesAll ? above(tile) : below(tile);
     }
+    template <class Shape>
+    __device__ __forceinline__ int before(int tile) const {
+        return Shape::kMakesAll ? below(tile) : above(tile);
+    }
+    __device__ __forceinline__ int above(int tile) const { return tile + 1 == end ? first : tile + 1; }
+    __device__ __forceinline__ int below(int tile) const { return (tile == first ? end : tile) - 1; }
 
     // The tiles, by what else is known. `row`: the first in its sequence.
     template <class Shape>
@@ -83,6 +93,9 @@ struct GradientItem {
         if (Shape::kMakesAll) {
             // Keys that do not exist are hidden too: they add to dQ.
             if (rows < Shape::kRows) full_end = full_first;
+            start = first;
+        }
+        if (Shape::kMakesAll && !Shape::kInTurn) {
             // Blocks that run side by side begin one after the other, as under a causal mask: they read the same tiles within a short
             // time, but do not add to the same one.
             const int64_t own = row / Shape::kColumns;
@@ -90,6 +103,8 @@ struct GradientItem {
         }
     }
 };
+
+static_assert(sizeof(GradientItem) <= 160, "the host has room for as much in a list");
 
 // One thing after the other, from what lies in memory: the registers of the thread that draws are few.
 __device__ __forceinline__ void one_by_one() { asm volatile("" ::: "memory"); }
@@ -103,8 +118,9 @@ __device__ __forceinline__ int64_t element_at(const int64_t *stride, int batch, 
 
 // Writes what an item has of a block, beside `first_row` and `rows`.
 template <class Shape>
-__device__ __forceinline__ void fill_item(const longrope_attention_backward_params &b, const AttentionBlock &block, GradientItem &item,
-                                          int64_t first, int64_t see_first, int64_t see_end) {
+__device__ __forceinline__ void fill_item(const longrope_attention_backward_sm90_params &h, const AttentionBlock &block,
+                                          GradientItem &item, int64_t first, int64_t see_first, int64_t see_end) {
+    const longrope_attention_backward_params &b = h.backward;
     // Beyond this, a row sees everything or nothing.
     constexpr int64_t kFar = 1 << 30;
     item.see_first = static_cast<int>(clamp(see_first, -kFar, kFar));
@@ -113,7 +129,8 @@ __device__ __forceinline__ void fill_item(const longrope_attention_backward_para
     item.template find_tiles<Shape>(first);
     one_by_one();
     item.batch = static_cast<int>(block.batch);
-    item.row_head = block.head;
+    // The kernel that makes all gradients takes query heads one by one.
+    item.row_head = Shape::kMakesAll ? block.head / h.sharing : block.head;
     item.column_head = Shape::kOfKeys ? block.head * b.attention.group : block.head / b.attention.group;
     item.first_column = static_cast<int>(Shape::kOfKeys ? block.query_start : block.key_start);
     one_by_one();
@@ -135,6 +152,15 @@ __device__ __forceinline__ int first_slab_tile(const longrope_attention_backward
     const longrope_attention_params &p = h.backward.attention;
     int64_t tile = (block.batch * p.query_heads + head) * h.slab_tiles;
     if (p.sequence_kind == LONGROPE_SEQUENCES_PACKED) tile += block.query_start / Shape::kColumns + sequence;
+    return static_cast<int>(tile);
+}
+
+// The same of keys and values.
+template <class Shape>
+__device__ __forceinline__ int first_key_tile(const longrope_attention_backward_sm90_params &h, const AttentionBlock &block, int sequence,
+                                              int key_head) {
+    int64_t tile = (block.batch * (h.backward.key_heads / h.sharing) + key_head) * h.key_slab_tiles;
+    if (h.backward.attention.sequence_kind == LONGROPE_SEQUENCES_PACKED) tile += block.key_start / Shape::kRows + sequence;
     return static_cast<int>(tile);
 }
 
@@ -179,18 +205,31 @@ struct ItemFinder {
         if (Shape::kOfKeys) {
             const uint32_t heads = static_cast<uint32_t>(h.backward.key_heads);
             key = static_cast<int64_t>(key_block(h, taken)) * Shape::kRows;
-            block.head = static_cast<int>(taken % heads);
-            block.first_query = 0;
-            if (Shape::kMakesAll) sequence = static_cast<int>(taken / heads);
-            block.read_sequence(p, taken / heads);
+            place_keys<Shape>(p, taken / heads, static_cast<int>(taken % heads));
             taken /= heads;
         } else {
             taken = static_cast<uint32_t>(block.place_at(p, Shape::kRows, taken));
             if (block.head >= p.query_heads) return false;  // the last section may be short
         }
+        return find_set<Shape>(h, taken);
+    }
+
+    // Places the block among the keys of a sequence and head.
+    template <class Shape>
+    __device__ __forceinline__ void place_keys(const longrope_attention_params &p, uint32_t of, int head) {
+        block.head = head;
+        block.first_query = 0;
+        if (Shape::kMakesAll) sequence = static_cast<int>(of);
+        block.read_sequence(p, of);
+    }
+
+    // Finds the set of a sequence; returns whether there may be something to do.
+    template <class Shape>
+    __device__ __forceinline__ bool find_set(const longrope_attention_backward_sm90_params &h, uint32_t of) {
+        const longrope_attention_params &p = h.backward.attention;
         uint32_t bad = block.is_bad ? LONGROPE_DEVICE_BAD_SEQUENCE : 0;
         if (!bad && rows_left<Shape>() > 0) {
-            set = gradient_set(h.backward, block, taken);
+            set = gradient_set(h.backward, block, of);
             if (set == kBadSet) bad = LONGROPE_DEVICE_BAD_CHOICE;
         }
         if (bad && p.status) atomicOr(p.status, bad);
@@ -218,14 +257,18 @@ struct ItemFinder {
         one_by_one();
         if (Shape::kOfKeys) {
             // Query c sees key r if limits.first <= r - c < limits.end.
-            fill_item<Shape>(b, block, item, first, first - block.limits.end + 1, first - block.limits.first + 1);
+            fill_item<Shape>(h, block, item, first, first - block.limits.end + 1, first - block.limits.first + 1);
             if (Shape::kMakesAll) {
                 one_by_one();
                 item.slab_tile = first_slab_tile<Shape>(h, block, sequence, item.column_head);
+                one_by_one();
+                item.later = static_cast<int>((rows - 1) / Shape::kRows);
+                item.member = block.head % h.sharing;
+                item.key_tile = first_key_tile<Shape>(h, block, sequence, item.row_head) + static_cast<int>(first / Shape::kRows);
             }
             key += b.key_blocks * Shape::kRows;
         } else {
-            fill_item<Shape>(b, block, item, first, block.limits.first, block.limits.end);
+            fill_item<Shape>(h, block, item, first, block.limits.first, block.limits.end);
             block.first_query = block.query_length;  // no more than one
         }
         return true;

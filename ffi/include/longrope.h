@@ -549,9 +549,8 @@ typedef struct longrope_attention_backward_desc {
 } longrope_attention_backward_desc;
 
 /* In `flags`: sums may have any order, where a kernel makes use of it: those of compute capability 9.0, for BF16 and a head
- * dimension of at most 128 without `rotary`, as long as the query heads of a key head have at most 32,768 queries of 128
- * dimensions together. It is faster.
- * The bits of dq may then differ from run to run, within the same bounds. */
+ * dimension of at most 128. It is faster by a tenth. The bits of gradients may then differ from run to run, within the same
+ * bounds. */
 #define LONGROPE_ATTENTION_BACKWARD_FAST 1u
 
 #define LONGROPE_ATTENTION_BACKWARD_DESC_INIT \
@@ -581,13 +580,14 @@ LONGROPE_API longrope_status longrope_attention_backward_supported(const longrop
                                                                    const longrope_attention_backward_tensors *tensors);
 
 /* How much scratch memory a run needs, whatever the GPU: 4 bytes for each query of each head where there is no delta, and at
- * most some 20 MB for the kernels of compute capability 9.0, where they take the tensors; with LONGROPE_ATTENTION_BACKWARD_FAST
- * an F32 of each element of dq too, of as many heads as fit in 1 GiB. Pure. */
+ * most some 20 MB for the kernels of compute capability 9.0, where they take the tensors; for BF16 and head dimensions up to
+ * 128 an F32 of each element of dq too, and of dk and dv where query heads share them or `rotary` is there, of as many heads
+ * as fit in 1 GiB, or of one key head. Where that is more than 2 GiB, other kernels are taken that need none of it. Pure. */
 LONGROPE_API longrope_status
 longrope_attention_backward_workspace_size(const longrope_attention_backward_desc *desc,
                                            const longrope_attention_backward_tensors *tensors, size_t *bytes);
 
-/* Launches delta where it is not given, dq, and dk with dv: up to three kernels. Tensors without queries leave zeros in
+/* Launches delta where it is not given, then what makes dq, dk and dv: some kernels. Tensors without queries leave zeros in
  * dk and dv. Logits and sums are F32; P and dS are rounded to the type of q before they meet d_out, k and q. A NaN, or
  * logits beyond F32, make the gradients that depend on them NaN; a value that is not finite may also reach gradients of
  * the same 128 queries and 64 keys that do not depend on it. */

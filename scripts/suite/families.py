@@ -89,7 +89,7 @@ def backward(kernels: str, **rest) -> Family:
         cases_sanitizer=3,
         large=(
             *("million", "two_to_the_32", "the_same_inputs_give_the_same_bits", "a_replayed_graph", "two_streams"),
-            *("sums_that_are_folded", "more_blocks", "one_long_sequence"),
+            *("sums_that_are_folded", "more_blocks", "many_blocks", "one_long_sequence"),
         ),
         lengths=("sampled_rows_",),
         **rest,

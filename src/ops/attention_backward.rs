@@ -48,9 +48,8 @@ pub struct AttentionBackward<'a> {
     /// its last query says ([`CacheChoices::ByLength`](super::CacheChoices::ByLength)). An angle is within 3e-6 of the exact one.
     pub rotary: Option<CacheRotary<'a>>,
     /// Allows sums whose order is not given, where a kernel makes use of it: on Hopper for bf16 queries and a head dimension up to
-    /// 128, without `rotary`, and as long as the query heads of a key head have at most 32,768 queries of 128 dimensions together. Then the bits of dQ may differ from
-    /// run to run, within the same bounds. It is faster, and needs more workspace: an f32 of each element of dQ, of as many
-    /// heads as fit in 1 GiB.
+    /// 128. Then the bits of gradients may differ from run to run, within the same bounds. It is faster by a tenth, and needs no
+    /// more workspace.
     pub fast: bool,
 }
 
@@ -124,9 +123,10 @@ impl<'a> AttentionBackward<'a> {
     }
 
     /// The bytes of device memory that a launch needs beside its tensors: an f32 for each row of the queries where there is no
-    /// `delta`, and for Hopper's kernels a counter, and for long sequences up to 18 MiB of sums; with `fast` also an f32 of each
-    /// element of dQ, of as many heads as fit in 1 GiB, or of the query heads of one key head. A function of the arguments, and of
-    /// nothing that lies on the device; nor of the GPU.
+    /// `delta`, and for Hopper's kernels a counter, and for long sequences up to 18 MiB of sums. For bf16 and head dimensions up to
+    /// 128 also an f32 of each element of dQ, and of dK and dV where query heads share them or `rotary` is there, of as many heads
+    /// as fit in 1 GiB, or of one key head; where that is more than 2 GiB, other kernels are taken that need none of it. A function
+    /// of the arguments, and of nothing that lies on the device; nor of the GPU.
     ///
     /// # Errors
     /// As [`AttentionBackward::supported`].
@@ -134,7 +134,7 @@ impl<'a> AttentionBackward<'a> {
         self.plan(tensors).map(|plan| plan.workspace_bytes)
     }
 
-    /// Launches the backward pass: up to three kernels, one after the other.
+    /// Launches the backward pass: some kernels, one after the other.
     ///
     /// # Errors
     /// [`Error::Argument`]: what [`AttentionBackward::validate`] refuses, and a workspace that is too small or misaligned.
@@ -304,8 +304,8 @@ impl<'a> AttentionBackward<'a> {
         let delta = made.filter(|_| is_needed && delta_bytes > 0);
         let key_blocks = |tiles| self.key_blocks(tiles, sequences);
         let hopper = is_needed.then(|| HopperPlan::new(tensors, params, longest, key_blocks)).flatten();
-        let fast = (is_needed && self.fast && self.rotary.is_none())
-            .then(|| FastPlan::new(tensors, params, self.sequences, longest, key_blocks))
+        let fast = is_needed
+            .then(|| FastPlan::new(tensors, params, self.sequences, self.fast, longest, key_blocks))
             .flatten();
         let delta_bytes = if is_needed { delta_bytes } else { 0 };
         let needs =

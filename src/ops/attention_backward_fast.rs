@@ -1,7 +1,10 @@
-//! Attention backward on Hopper in one kernel, where sums may have any order: what it takes, what it needs, and its launches.
+//! Attention backward on Hopper in one kernel: what it takes, what it needs, and its launches.
 //!
 //! All blocks of a head add to the dQ of the same queries, in f32: the slab. It has room for some heads, which are worked on together;
-//! others come after them, in the same place. So the workspace is bounded, whatever the number of heads.
+//! others come after them, in the same place. So the workspace is bounded, whatever the number of heads. Query heads that share a key
+//! head are worked on apart, and add to the same dK and dV: a slab more, which rotated keys have too.
+//!
+//! Blocks add in turn, so that every sum has one order, or as they come, where any will do.
 
 use std::ops::Range;
 
@@ -14,26 +17,10 @@ use crate::ops::attention_arguments::{Sequences, blocks_of};
 use crate::ops::attention_backward::AttentionBackwardTensors;
 use crate::ops::attention_backward_hopper::{MAX_BLOCKS, is_taken};
 use crate::ops::attention_backward_kernels::{self as kernels, FastKernel, Kernel};
+use crate::ops::attention_backward_workspace::{BOUNDS, Bytes, COUNTER_BYTES, SlabBounds, together};
 
-/// Bytes before all else: a counter; and as many to align what follows.
-const COUNTER_BYTES: usize = 128;
-
-/// Bytes of the queries of a key head, their gradients and their part of the slab, that stay in the second-level cache: blocks of
-/// keys read and add to all of them again and again. Beyond it the kernels without a slab are as fast, or faster.
-const CACHED_BYTES: usize = 32 << 20;
-
-/// What bounds the slab.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct SlabBounds {
-    /// Bytes for several key heads, or sequences.
-    several: usize,
-    /// Bytes for the query heads of one key head and one sequence of the batch: no fewer can be had.
-    one: usize,
-}
-
-/// 1 GiB, which costs few heads at a time at no usual length; and what four query heads need of 1,048,576 tokens and 128
-/// dimensions, with the room between packed sequences: beyond it the kernels without a slab are taken.
-const BOUNDS: SlabBounds = SlabBounds { several: 1 << 30, one: (2 << 30) + (32 << 20) };
+/// Bytes of an item in the list (`GradientItem`).
+const ITEM_BYTES: usize = 160;
 
 /// The launches of the kernel, and of the one that makes dQ of the slab.
 pub(super) struct FastPlan<'a> {
@@ -41,27 +28,33 @@ pub(super) struct FastPlan<'a> {
     kernel: &'static FastKernel,
     params: longrope_attention_backward_params,
     is_packed: bool,
+    /// Whether blocks add in turn.
+    in_turn: bool,
+    /// Blocks of keys of a head: of all sequences, if they are packed.
+    key_tiles: usize,
     /// Tiles of queries of a head in the slab.
     slab_tiles: usize,
+    /// Tiles of keys of a key head in theirs, if there is one.
+    key_slab_tiles: Option<usize>,
     /// Sequences of the batch and key heads that are worked on together.
     together: [usize; 2],
-    /// Bytes of the slab and of the sums that are folded.
-    slab_bytes: usize,
-    sums_bytes: usize,
+    /// Bytes of what lies in the workspace.
+    bytes: Bytes,
 }
 
 impl<'a> FastPlan<'a> {
     /// The launches that do as `params` say, but for how blocks are numbered; or `None` where the kernels do not take the tensors:
-    /// they are bf16, as the other kernels of Hopper take them, and the slab is not too large. `longest`: queries of the longest
-    /// sequence. `blocks`: of a sequence and head, for so many tiles of all tokens.
+    /// they are bf16, as the other kernels of Hopper take them, and the slab is not too large. `fast`: whether sums may have any
+    /// order. `longest`: queries of the longest sequence. `blocks`: of a sequence and head, for so many tiles of all tokens.
     pub(super) fn new(
         tensors: &'a AttentionBackwardTensors,
         params: longrope_attention_backward_params,
         sequences: Sequences,
+        fast: bool,
         longest: usize,
         blocks: impl Fn(usize) -> usize,
     ) -> Option<Self> {
-        Self::within(BOUNDS, tensors, params, sequences, longest, blocks)
+        Self::within(BOUNDS, tensors, params, sequences, fast, longest, blocks)
     }
 
     fn within(
@@ -69,6 +62,7 @@ impl<'a> FastPlan<'a> {
         tensors: &'a AttentionBackwardTensors,
         mut params: longrope_attention_backward_params,
         sequences: Sequences,
+        fast: bool,
         longest: usize,
         blocks: impl Fn(usize) -> usize,
     ) -> Option<Self> {
@@ -82,35 +76,56 @@ impl<'a> FastPlan<'a> {
         let (length, group) = (q.layout.length(), q.layout.heads() / k.layout.heads());
         let tiles = longest.div_ceil(kernel.columns);
         let is_packed = matches!(sequences, Sequences::Packed(_));
-        let slab_tiles = match is_packed {
-            true => (length / kernel.columns).checked_add(count)?,
-            false => length.div_ceil(kernel.columns),
+        let tiles_of = |length: usize, rows: usize| match is_packed {
+            true => (length / rows).checked_add(count),
+            false => Some(length.div_ceil(rows)),
         };
-        let one = slab_tiles.checked_mul(group * kernel.tile_bytes())?;
-        if longest.saturating_mul(group) > CACHED_BYTES / (2 * q.dtype.size() + 4) / kernel.dim {
-            return None;
-        }
-        let together = together([q.layout.batch(), k.layout.heads()], one, bounds)?;
-        let steps = blocks_of(&[group, tiles])? as usize;
-        let sums_bytes = if steps > kernel.fold_tiles() { MAX_BLOCKS * kernel.folded_bytes() } else { 0 };
-        params.key_blocks = blocks(k.layout.length().div_ceil(kernel.kernel.rows)) as i64;
+        let in_turn = !fast;
+        let slab_tiles = tiles_of(length, kernel.columns)?;
+        let keys = k.layout.length();
+        let key_tiles = tiles_of(keys, kernel.kernel.rows)?;
+        let key_slab_tiles = (group > 1 || params.rotates != 0).then_some(key_tiles);
+        let one = Bytes {
+            turns: if in_turn { slab_tiles.checked_mul(4 * group)? } else { 0 },
+            key_turns: if in_turn { 4 * key_slab_tiles.unwrap_or(0) } else { 0 },
+            items: if in_turn { key_tiles.checked_mul(group * ITEM_BYTES)? } else { 0 },
+            slab: slab_tiles.checked_mul(group * kernel.tile_bytes())?,
+            key_slab: key_slab_tiles.unwrap_or(0).checked_mul(kernel.key_tile_bytes())?,
+            sums: 0,
+        };
+        let together = together([q.layout.batch(), k.layout.heads()], one.zeroed()?, bounds)?;
+        params.key_blocks = blocks(keys.div_ceil(kernel.kernel.rows)) as i64;
         params.attention.tiles = blocks(length.div_ceil(kernel.columns)).min(tiles) as i64;
         // Of all, which are more than those of a launch.
-        for blocks in [params.key_blocks, params.attention.tiles] {
-            blocks_of(&[count, q.layout.heads(), blocks as usize])?;
+        let key_rows = kernel.kernel.rows / kernel.key_slab.rows * params.key_blocks as usize;
+        for blocks in [key_rows, params.attention.tiles as usize, key_tiles, MOST_LIST_BLOCKS as usize] {
+            blocks_of(&[count, q.layout.heads(), blocks])?;
         }
-        let slab_bytes = together[0] * together[1] * one;
-        Some(Self { tensors, kernel, params, is_packed, slab_tiles, together, slab_bytes, sums_bytes })
+        let sums = if tiles > kernel.fold_tiles() { MAX_BLOCKS * kernel.folded_bytes() } else { 0 };
+        let bytes = one.times(together[0] * together[1], sums);
+        Some(Self {
+            tensors,
+            kernel,
+            params,
+            is_packed,
+            in_turn,
+            key_tiles,
+            slab_tiles,
+            key_slab_tiles,
+            together,
+            bytes,
+        })
     }
 
     /// The bytes that the launches need beside their tensors.
     pub(super) fn workspace_bytes(&self) -> usize {
-        2 * COUNTER_BYTES + self.slab_bytes + self.sums_bytes
+        // Zeros begin with a counter.
+        2 * COUNTER_BYTES + self.bytes.zeros() + self.bytes.sums
     }
 
     /// Whether a context has the kernels.
     pub(super) fn is_there(&self, context: &Context) -> bool {
-        [self.kernel.kernel.name, self.kernel.slab.name].into_iter().all(|name| context.has(name))
+        self.kernel.all().into_iter().all(|kernel| context.has(kernel.name))
     }
 
     /// Launches the kernels, with delta and with the bytes that are needed at `workspace`.
@@ -152,7 +167,7 @@ impl<'a> FastPlan<'a> {
         counter: u64,
         stream: Stream,
     ) -> Result<(), Error> {
-        let FastKernel { kernel, slab, columns, .. } = self.kernel;
+        let FastKernel { kernel, in_turn, items: lists, slab, key_slab, columns, .. } = self.kernel;
         let AttentionBackwardTensors { q, k, v, d_out, .. } = self.tensors;
         let group = q.layout.heads() / k.layout.heads();
         let query_heads = part.key_heads.start * group..part.key_heads.end * group;
@@ -161,25 +176,43 @@ impl<'a> FastPlan<'a> {
             let tensor = tensor.part(part.batch.clone(), heads.clone());
             tensor_map::describe(&tensor, rows as u32, nowhere)
         };
-        let slab_address = counter + COUNTER_BYTES as u64;
+        let [turns, key_turns, list, slab_address, key_slab_address, sums] =
+            self.bytes.addresses(counter + COUNTER_BYTES as u64);
         let backward = self.part_of(part, delta);
         let sequences = backward.attention.sequences as usize;
-        let blocks = |each: i64, heads: &Range<usize>| blocks_of(&[sequences, each as usize, heads.len()]);
-        let items = blocks(backward.key_blocks, &part.key_heads).unwrap_or(0);
-        let slab_blocks = blocks(backward.attention.tiles, &query_heads).unwrap_or(0);
+        let blocks =
+            |each: usize, heads: &Range<usize>| blocks_of(&[sequences, each, heads.len()]).unwrap_or(0);
+        let key_blocks = backward.key_blocks as usize;
+        let items = match (self.in_turn, self.is_packed) {
+            (false, _) => blocks(key_blocks, &query_heads),
+            (true, false) => blocks(self.key_tiles, &query_heads),
+            (true, true) => blocks_of(&[self.key_tiles, query_heads.len()]).unwrap_or(0),
+        };
+        let list_blocks = (self.key_tiles * query_heads.len()).div_ceil(lists.threads as usize);
+        let list_blocks = (list_blocks as u32).clamp(1, MOST_LIST_BLOCKS);
+        let slab_blocks = blocks(backward.attention.tiles as usize, &query_heads);
+        let key_slab_blocks = blocks(kernel.rows / key_slab.rows * key_blocks, &part.key_heads);
         let params = longrope_attention_backward_sm90_params {
             rows: [describe(k, &part.key_heads, kernel.rows)?, describe(v, &part.key_heads, kernel.rows)?],
             columns: [describe(q, &query_heads, *columns)?, describe(d_out, &query_heads, *columns)?],
             backward,
             drawn: counter as *mut u32,
-            sums: (slab_address + self.slab_bytes as u64) as *mut f32,
+            sums: sums as *mut f32,
             items,
+            sharing: group as i32,
             slab: slab_address as *mut f32,
             slab_tiles: self.slab_tiles as i64,
-            ..Default::default()
+            key_slab: self.key_slab_tiles.map_or(std::ptr::null_mut(), |_| key_slab_address as *mut f32),
+            key_slab_tiles: self.key_slab_tiles.unwrap_or(0) as i64,
+            turns: turns as *mut u32,
+            key_turns: key_turns as *mut u32,
+            list: list as *mut _,
+            list_blocks,
+            section_items: self.section_items(context),
         };
-        // SAFETY: the workspace has the counter, and the slab behind it.
-        unsafe { fill_words(counter, 0, (COUNTER_BYTES + self.slab_bytes) / 4, stream) }?;
+        let zeros = COUNTER_BYTES + self.bytes.zeros();
+        // SAFETY: the workspace has the counter, and the rest behind it.
+        unsafe { fill_words(counter, 0, zeros / 4, stream) }?;
         let launch = |kernel: &Kernel, blocks: u32| {
             if blocks == 0 {
                 return Ok(());
@@ -188,11 +221,28 @@ impl<'a> FastPlan<'a> {
             // SAFETY: the name is that of a kernel of Hopper, which takes this block; the rest is the caller's promise.
             unsafe { context.launch(kernel.name, grid, &params, stream) }
         };
-        launch(kernel, items.min(context.multiprocessors().clamp(1, MAX_BLOCKS as u32)))?;
+        if self.in_turn && items > 0 {
+            launch(lists, sequences as u32 * list_blocks)?;
+        }
+        let main = if self.in_turn { in_turn } else { kernel };
+        launch(main, items.min(context.multiprocessors().clamp(1, MAX_BLOCKS as u32)))?;
+        if self.key_slab_tiles.is_some() {
+            launch(key_slab, key_slab_blocks)?;
+        }
         Ok(launch(slab, slab_blocks)?)
     }
 
-    /// The parameters of a part, as if there were no more.
+    /// Items of the heads that are worked on at a time. Those of one head keep its queries, and what is added to them, in the
+    /// second-level cache. Where every query sees every key its blocks begin one after the other, at the same tile, so that it
+    /// takes several heads for all to begin soon.
+    fn section_items(&self, context: &Context) -> i32 {
+        match self.params.attention.causal {
+            0 => 2 * context.multiprocessors() as i32,
+            _ => 1,
+        }
+    }
+
+    /// The parameters of a part, as if there were no more. Each query head has keys of its own.
     fn part_of(&self, part: &Part, delta: *const f32) -> longrope_attention_backward_params {
         let mut params = self.params;
         let group = params.attention.group as usize;
@@ -210,8 +260,9 @@ impl<'a> FastPlan<'a> {
         params.dq = at(dq.address, &params.dq_stride, head, dq.dtype.size()) as *mut _;
         params.dk = at(dk.address, &params.dk_stride, key_head, dk.dtype.size()) as *mut _;
         params.dv = at(dv.address, &params.dv_stride, key_head, dv.dtype.size()) as *mut _;
-        params.key_heads = part.key_heads.len() as i32;
         params.attention.query_heads = (part.key_heads.len() * group) as i32;
+        params.key_heads = params.attention.query_heads;
+        params.attention.group = 1;
         if !self.is_packed {
             params.attention.sequences = part.batch.len() as i32;
             if !params.attention.query_offsets.is_null() {
@@ -222,24 +273,13 @@ impl<'a> FastPlan<'a> {
     }
 }
 
+/// Blocks that list the items of a sequence, at most.
+const MOST_LIST_BLOCKS: u32 = 64;
+
 /// Sequences of the batch, and key heads.
 struct Part {
     batch: Range<usize>,
     key_heads: Range<usize>,
-}
-
-/// How many sequences of the batch and key heads of so many are worked on together, where one of each needs `one` bytes: of equal
-/// size, as far as that goes. All of the batch, if there is room; else one head. `None` if there is no room for one.
-fn together([batch, heads]: [usize; 2], one: usize, bounds: SlabBounds) -> Option<[usize; 2]> {
-    if one > bounds.one {
-        return None;
-    }
-    let equal = |count: usize, most: usize| count.div_ceil(count.div_ceil(most.max(1)).max(1)).max(1);
-    let fit = bounds.several / one.max(1);
-    Some(match batch <= fit {
-        true => [batch.max(1), equal(heads, fit / batch.max(1))],
-        false => [equal(batch, fit), 1],
-    })
 }
 
 #[cfg(test)]
@@ -249,29 +289,6 @@ mod tests {
     use crate::ops::{AttentionBackward, Packed, Starts};
 
     const GIB: usize = 1 << 30;
-
-    #[test]
-    fn as_many_heads_as_fit_share_the_slab() {
-        for ([batch, heads], one, expected) in [
-            // All.
-            ([1, 16], 8 << 20, Some([1, 16])),
-            ([8, 16], 1 << 20, Some([8, 16])),
-            // Some heads of the whole batch, in sections of about the same size.
-            ([1, 8], GIB / 4, Some([1, 4])),
-            ([1, 9], GIB / 8, Some([1, 5])),
-            ([2, 8], GIB / 5, Some([2, 2])),
-            // A part of the batch, a head at a time.
-            ([5, 2], GIB / 4, Some([3, 1])),
-            // Not even one, but it is within what can be given; and beyond.
-            ([2, 8], 2 * GIB, Some([1, 1])),
-            ([1, 1], 3 * GIB, None),
-            // Nothing.
-            ([0, 4], 0, Some([1, 4])),
-            ([1, 4], 0, Some([1, 4])),
-        ] {
-            assert_eq!(together([batch, heads], one, BOUNDS), expected, "{batch} of {heads} heads of {one}");
-        }
-    }
 
     fn tensors(batch: usize, length: usize, [heads, key_heads]: [usize; 2]) -> AttentionBackwardTensors {
         let tensor = |heads, dtype, dim| DeviceTensor {
@@ -312,27 +329,37 @@ mod tests {
         bounds: SlabBounds,
         tensors: &AttentionBackwardTensors,
         sequences: Sequences,
+        fast: bool,
     ) -> Option<FastPlan<'_>> {
         let length = tensors.q.layout.length();
         let (count, longest) = match sequences {
             Sequences::Dense => (tensors.q.layout.batch(), length),
             Sequences::Packed(packed) => (packed.count, packed.max_query_length.min(length)),
         };
-        FastPlan::within(bounds, tensors, params(tensors, count), sequences, longest, |tiles| tiles)
+        FastPlan::within(bounds, tensors, params(tensors, count), sequences, fast, longest, |tiles| tiles)
     }
 
+    /// Tiles of 64 queries, and of 128 keys and values.
+    const TILE: usize = 64 * 128 * 4;
+    const KEY_TILE: usize = 2 * 128 * 128 * 4;
+
     #[test]
-    fn what_the_second_level_cache_does_not_hold_is_not_taken() {
-        for (length, heads, taken) in [
-            (16_384, [16, 16], true),
-            (32_768, [4, 4], true),
-            (32_769, [4, 4], false),
-            (16_384, [8, 4], true),
-            (16_384, [32, 8], false),
-            (1 << 20, [2, 2], false),
-        ] {
-            let found = plan(BOUNDS, &tensors(1, length, heads), Sequences::Dense).is_some();
-            assert_eq!(found, taken, "{length} tokens of {heads:?} heads");
+    fn what_adds_in_turn_has_counters_and_a_list_and_shared_keys_have_a_slab() {
+        for (heads, fast) in [([4, 4], true), ([4, 4], false), ([4, 2], true), ([4, 2], false)] {
+            let tensors = tensors(1, 1000, heads);
+            let plan = plan(BOUNDS, &tensors, Sequences::Dense, fast).expect("a small slab");
+            let Bytes { turns, key_turns, items, slab, key_slab, sums } = plan.bytes;
+            let shared = usize::from(heads[1] < heads[0]);
+            let in_turn = usize::from(!fast);
+            assert_eq!((slab, key_slab, sums), (4 * 16 * TILE, shared * 2 * 8 * KEY_TILE, 0));
+            // Of counters, rounded up to what aligns the next; items are of every query head.
+            let rounded = |bytes: usize| bytes.next_multiple_of(COUNTER_BYTES);
+            assert_eq!(turns, in_turn * rounded(4 * 4 * 16));
+            assert_eq!(key_turns, in_turn * shared * rounded(4 * 2 * 8));
+            assert_eq!(items, in_turn * rounded(ITEM_BYTES * 4 * 8));
+            let addresses = plan.bytes.addresses(256);
+            assert_eq!(addresses[5] - 256, plan.bytes.zeros() as u64);
+            assert!(addresses.iter().all(|address| address % 16 == 0));
         }
     }
 
@@ -342,11 +369,11 @@ mod tests {
             let starts = Starts::I32;
             let sequences =
                 Packed { count: 1, query_starts: 8, key_starts: 8, starts, max_query_length: 4096 };
-            plan(BOUNDS, &tensors(1, tokens, [4, 1]), Sequences::Packed(sequences))
-                .map(|plan| plan.slab_bytes)
+            plan(BOUNDS, &tensors(1, tokens, [4, 4]), Sequences::Packed(sequences), true)
+                .map(|plan| plan.bytes.slab)
         };
-        assert_eq!(plan(1 << 20), Some(2 * GIB + 4 * 64 * 128 * 4));
-        assert_eq!(plan(5 << 18), None);
+        assert_eq!(plan(1 << 22), Some(2 * GIB + TILE));
+        assert_eq!(plan(5 << 20), None);
     }
 
     #[test]
@@ -357,25 +384,27 @@ mod tests {
             let starts = Starts::I32;
             Sequences::Packed(Packed { count, query_starts: 8, key_starts: 8, starts, max_query_length })
         };
-        let plan = plan(BOUNDS, &tensors, packed(7)).expect("a small slab");
-        assert_eq!(plan.slab_tiles, 1000 / 64 + 7);
-        assert_eq!(plan.slab_bytes, 2 * (1000 / 64 + 7) * 64 * 128 * 4);
+        let plan = plan(BOUNDS, &tensors, packed(7), false).expect("a small slab");
+        assert_eq!((plan.slab_tiles, plan.key_tiles), (1000 / 64 + 7, 1000 / 128 + 7));
+        assert_eq!(plan.bytes.slab, 2 * plan.slab_tiles * TILE);
+        assert_eq!(plan.bytes.key_slab, plan.key_tiles * KEY_TILE);
     }
 
     #[test]
     fn each_part_is_of_other_sequences_and_heads_and_all_are_had() {
         let tensors = tensors(3, 100, [6, 3]);
-        let one = 2 * 128 * 128 * 4;
+        let one = 2 * 2 * TILE + KEY_TILE;
         for (several, together) in [(one, [1, 1]), (2 * one, [2, 1]), (3 * one, [3, 1]), (6 * one, [3, 2])] {
             let bounds = SlabBounds { several, one };
-            let plan = plan(bounds, &tensors, Sequences::Dense).expect("a slab of one");
+            let plan = plan(bounds, &tensors, Sequences::Dense, true).expect("a slab of one");
             assert_eq!(plan.together, together);
             let part = Part { batch: 1..3, key_heads: 2..3 };
             let params = plan.part_of(&part, (1 << 20) as *const f32);
             assert_eq!(
                 (params.attention.sequences, params.key_heads, params.attention.query_heads),
-                (2, 1, 2)
+                (2, 2, 2)
             );
+            assert_eq!(params.attention.group, 1);
             let [dq, dk] = [tensors.dq, tensors.dk].map(|tensor| tensor.layout.strides());
             assert_eq!(params.dq as i64, (1 << 20) + 2 * (dq[0] + 4 * dq[2]));
             assert_eq!(params.dk as i64, (1 << 20) + 2 * (dk[0] + 2 * dk[2]));
@@ -397,12 +426,11 @@ mod tests {
             let AttentionBackwardTensors { q, k, v, d_out, dq, dk, dv, .. } = tensors;
             let [q, k, v, d_out, dq, dk, dv] = [q, k, v, d_out, dq, dk, dv].map(with);
             let tensors = AttentionBackwardTensors { q, k, v, d_out, dq, dk, dv, ..tensors };
-            let slow = AttentionBackward { fast: false, ..fast };
-            fast.workspace_size(&tensors).unwrap() - slow.workspace_size(&tensors).unwrap()
+            fast.workspace_size(&tensors).unwrap()
         };
-        assert_eq!(needs(Dtype::Bf16, 128), 128 + 2 * 2 * 64 * 128 * 4);
-        assert_eq!(needs(Dtype::Bf16, 64), 128 + 2 * 2 * 64 * 64 * 4);
-        assert_eq!(needs(Dtype::F16, 128), 0);
-        assert_eq!(needs(Dtype::Bf16, 136), 0);
+        assert_eq!(needs(Dtype::Bf16, 128), 2 * COUNTER_BYTES + 4 * TILE + KEY_TILE);
+        assert_eq!(needs(Dtype::Bf16, 64), 2 * COUNTER_BYTES + (4 * TILE + KEY_TILE) / 2);
+        assert!(needs(Dtype::F16, 128) < TILE);
+        assert!(needs(Dtype::Bf16, 136) < TILE);
     }
 }

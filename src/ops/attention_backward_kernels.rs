@@ -171,9 +171,14 @@ pub(super) fn hopper(dtype: Dtype, head_dim: usize) -> Option<&'static HopperKer
 #[derive(Debug)]
 pub(super) struct FastKernel {
     image: &'static str,
+    /// Where sums may have any order, and where they have one.
     pub(super) kernel: Kernel,
-    /// What makes dQ of the slab; a block takes `rows` queries at a time.
+    pub(super) in_turn: Kernel,
+    /// What lists the items of the latter.
+    pub(super) items: Kernel,
+    /// What makes dQ of its slab, and what makes dK and dV of theirs; a block takes `rows` queries or keys at a time.
     pub(super) slab: Kernel,
+    pub(super) key_slab: Kernel,
     /// Queries of a tile (`kColumns`).
     pub(super) columns: usize,
     /// The padded head dimension (`kDim`).
@@ -181,6 +186,11 @@ pub(super) struct FastKernel {
 }
 
 impl FastKernel {
+    /// All of them.
+    pub(super) fn all(&self) -> [&Kernel; 5] {
+        [&self.kernel, &self.in_turn, &self.items, &self.slab, &self.key_slab]
+    }
+
     /// Tiles of queries beyond which sums are folded (`kFoldTiles`).
     pub(super) fn fold_tiles(&self) -> usize {
         4096 / self.columns
@@ -191,9 +201,14 @@ impl FastKernel {
         4 * 2 * self.kernel.rows * self.dim
     }
 
-    /// Bytes of a tile of the slab.
+    /// Bytes of a tile of the slab of dQ.
     pub(super) fn tile_bytes(&self) -> usize {
         4 * self.columns * self.dim
+    }
+
+    /// Bytes of a tile of that of dK and dV.
+    pub(super) fn key_tile_bytes(&self) -> usize {
+        4 * 2 * self.kernel.rows * self.dim
     }
 }
 
@@ -202,25 +217,28 @@ macro_rules! fast {
     ($dim:literal, $columns:literal, $first_stages:literal, $second_stages:literal) => {
         FastKernel {
             image: concat!("attention_backward_sm90_fast_d", $dim),
-            kernel: Kernel {
-                name: concat!("longrope_attention_backward_fast_sm90_d", $dim, "_bf16"),
-                rows: 128,
-                threads: 384,
-                // Alignment, keys and values, the rings, two places for gradients of logits, and dQ on its way.
-                shared_bytes: 1024
-                    + 4 * $dim * 128
-                    + 2 * $dim * $columns * ($first_stages + $second_stages)
-                    + 2 * 2 * 128 * $columns
-                    + 4 * $columns * $dim,
-            },
-            slab: Kernel {
-                name: concat!("longrope_attention_backward_slab_sm90_d", $dim, "_bf16"),
-                rows: $columns,
-                threads: 2 * $columns,
-                shared_bytes: 0,
-            },
+            kernel: fast!(@ $dim, "fast", 128, 384, fast!(@ $dim, $columns, $first_stages, $second_stages)),
+            in_turn: fast!(@ $dim, "turns", 128, 384, fast!(@ $dim, $columns, $first_stages, $second_stages)),
+            items: fast!(@ $dim, "items", 128, 128, 0),
+            slab: fast!(@ $dim, "slab_queries", $columns, 2 * $columns, 0),
+            key_slab: fast!(@ $dim, "slab_keys", $columns, 2 * $columns, 0),
             columns: $columns,
             dim: $dim,
+        }
+    };
+    // Alignment, keys and values, the rings, two places for gradients of logits, and dQ on its way.
+    (@ $dim:literal, $columns:literal, $first_stages:literal, $second_stages:literal) => {
+        1024 + 4 * $dim * 128
+            + 2 * $dim * $columns * ($first_stages + $second_stages)
+            + 2 * 2 * 128 * $columns
+            + 4 * $columns * $dim
+    };
+    (@ $dim:literal, $which:literal, $rows:literal, $threads:expr, $shared_bytes:expr) => {
+        Kernel {
+            name: concat!("longrope_attention_backward_", $which, "_sm90_d", $dim, "_bf16"),
+            rows: $rows,
+            threads: $threads,
+            shared_bytes: $shared_bytes,
         }
     };
 }
@@ -261,7 +279,7 @@ pub(in crate::ops) fn families() -> Vec<Family> {
     };
     let fast = |instance: &FastKernel| Family {
         image: instance.image,
-        kernels: vec![instance.kernel.name, instance.slab.name],
+        kernels: instance.all().map(|kernel| kernel.name).to_vec(),
         shared_bytes: instance.kernel.shared_bytes,
         only_on: Some((9, 0)),
     };
@@ -311,11 +329,14 @@ mod tests {
         {
             let kernel = fast(head_dim);
             assert_eq!(kernel.map(|kernel| kernel.dim), padded, "{head_dim}");
-            if let Some(FastKernel { kernel, slab, columns, dim, .. }) = kernel {
+            if let Some(FastKernel { kernel, slab, key_slab, columns, dim, .. }) = kernel {
                 assert!(kernel.name.ends_with(&format!("_fast_sm90_d{dim}_bf16")));
-                assert!(slab.name.ends_with(&format!("_slab_sm90_d{dim}_bf16")));
-                // A thread of the second has two rows of a tile.
-                assert_eq!(slab.threads as usize, 2 * columns);
+                for (slab, of) in [(slab, "queries"), (key_slab, "keys")] {
+                    assert!(slab.name.ends_with(&format!("_slab_{of}_sm90_d{dim}_bf16")));
+                    // A thread has two rows of a tile.
+                    assert_eq!((slab.rows, slab.threads as usize), (*columns, 2 * columns));
+                }
+                assert!(kernel.rows.is_multiple_of(key_slab.rows));
             }
         }
     }

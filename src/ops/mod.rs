@@ -14,6 +14,7 @@ mod attention_backward;
 mod attention_backward_fast;
 mod attention_backward_hopper;
 mod attention_backward_kernels;
+mod attention_backward_workspace;
 mod attention_delta;
 mod attention_hopper;
 mod attention_kernels;

@@ -24,18 +24,18 @@ static longrope_tensor tensor(uintptr_t data, int32_t dtype, int64_t batch, int6
     return made;
 }
 
-/* 2 sequences of 300 queries and 500 keys, 6 query heads over 2 key heads of 128. */
+/* 2 sequences of 300 queries and 500 keys, 6 query heads over 2 key heads of 128. In F16, which two kernels differentiate. */
 static longrope_attention_backward_tensors right(void) {
     longrope_attention_backward_tensors made;
     memset(&made, 0, sizeof made);
-    made.q = tensor(0x100000, LONGROPE_DTYPE_BF16, 2, 300, 6, 128);
-    made.k = tensor(0x200000, LONGROPE_DTYPE_BF16, 2, 500, 2, 128);
-    made.v = tensor(0x300000, LONGROPE_DTYPE_BF16, 2, 500, 2, 128);
-    made.out = tensor(0x400000, LONGROPE_DTYPE_BF16, 2, 300, 6, 128);
+    made.q = tensor(0x100000, LONGROPE_DTYPE_F16, 2, 300, 6, 128);
+    made.k = tensor(0x200000, LONGROPE_DTYPE_F16, 2, 500, 2, 128);
+    made.v = tensor(0x300000, LONGROPE_DTYPE_F16, 2, 500, 2, 128);
+    made.out = tensor(0x400000, LONGROPE_DTYPE_F16, 2, 300, 6, 128);
     made.lse = tensor(0x500000, LONGROPE_DTYPE_F32, 2, 300, 6, 1);
-    made.d_out = tensor(0x600000, LONGROPE_DTYPE_BF16, 2, 300, 6, 128);
+    made.d_out = tensor(0x600000, LONGROPE_DTYPE_F16, 2, 300, 6, 128);
     made.dq = tensor(0x700000, LONGROPE_DTYPE_F32, 2, 300, 6, 128);
-    made.dk = tensor(0x800000, LONGROPE_DTYPE_BF16, 2, 500, 2, 128);
+    made.dk = tensor(0x800000, LONGROPE_DTYPE_F16, 2, 500, 2, 128);
     made.dv = tensor(0x900000, LONGROPE_DTYPE_F32, 2, 500, 2, 128);
     return made;
 }
@@ -78,12 +78,12 @@ static void without_delta(void) {
     desc.query_offsets = at(0x1000);
     desc.status = at(0x2000);
     CHECK(run(&desc, &tensors, 4 * 2 * 300 * 6 + COUNTERS) == 3);
-    CHECK(strcmp(launch[0].kernel, "longrope_attention_delta_bf16_vector") == 0);
+    CHECK(strcmp(launch[0].kernel, "longrope_attention_delta_f16_vector") == 0);
     delta = see_delta(&launch[0]);
     CHECK(delta.out == at(0x400000) && delta.d_out == at(0x600000) && delta.delta == at(WORKSPACE));
     CHECK(delta.batch == 2 && delta.length == 300 && delta.heads == 6 && delta.head_dim == 128 && !delta.out_is_f32);
-    CHECK(is_of(&launch[1], "longrope_attention_backward_queries_sm90_d128_bf16"));
-    CHECK(is_of(&launch[2], "longrope_attention_backward_keys_sm90_d128_bf16"));
+    CHECK(is_of(&launch[1], "longrope_attention_backward_queries_sm90_d128_f16"));
+    CHECK(is_of(&launch[2], "longrope_attention_backward_keys_sm90_d128_f16"));
     for (i = 1; i < 3; ++i) {
         const backward_seen seen = see_backward(&launch[i]);
         CHECK(seen.attention.causal == 1 && seen.attention.window == 77 && seen.attention.sequences == 2);
@@ -188,6 +188,35 @@ static void rotated(void) {
     longrope_factor_sets_destroy(sets);
 }
 
+/* In BF16 one kernel makes all gradients, between those that list what it works on and that write its sums. */
+static void in_one_kernel(void) {
+    static const char *const kernels[] = {"items", "turns", "slab_keys", "slab_queries"};
+    recorded *const mine = driver.mine();
+    longrope_attention_backward_desc desc = LONGROPE_ATTENTION_BACKWARD_DESC_INIT;
+    longrope_attention_backward_tensors tensors = right();
+    longrope_tensor *const all[] = {&tensors.q, &tensors.k, &tensors.v, &tensors.d_out, &tensors.dk};
+    int i, fast;
+    for (i = 0; i < 5; ++i) all[i]->dtype = LONGROPE_DTYPE_BF16;
+    memset(&tensors.out, 0, sizeof tensors.out);
+    tensors.delta = tensor(0xa00000, LONGROPE_DTYPE_F32, 2, 300, 6, 1);
+    for (fast = 0; fast < 2; ++fast) {
+        size_t bytes = 0;
+        desc.flags = fast ? LONGROPE_ATTENTION_BACKWARD_FAST : 0;
+        CHECK(longrope_attention_backward_workspace_size(&desc, &tensors, &bytes) == LONGROPE_STATUS_OK);
+        /* At least an F32 of each element of dq, dk and dv. */
+        CHECK(bytes > (size_t)4 * 2 * 128 * (300 * 6 + 500 * 2 * 2));
+        mine->launches = mine->clears = 0;
+        CHECK(longrope_attention_backward_run(context, &desc, &tensors, at(WORKSPACE), bytes, driver.stream(5)) ==
+              LONGROPE_STATUS_OK);
+        CHECK(mine->launches == 4 - fast && mine->clears == 1 && mine->cleared == WORKSPACE && mine->launches_before_clear == 0);
+        for (i = fast; i < 4; ++i) {
+            char name[100];
+            snprintf(name, sizeof name, "longrope_attention_backward_%s_sm90_d128_bf16", fast && i == 1 ? "fast" : kernels[i]);
+            CHECK(strcmp(mine->launch[i - fast].kernel, name) == 0);
+        }
+    }
+}
+
 /* What there is nothing of takes no launch, and no delta without queries. */
 static void empty(void) {
     const recorded_launch *const launch = driver.mine()->launch;
@@ -236,6 +265,7 @@ int main(void) {
     with_delta();
     rotated();
     packed();
+    in_one_kernel();
     empty();
     refused();
     longrope_context_destroy(context);

@@ -254,7 +254,7 @@ int cuMemsetD32Async(unsigned long long address, unsigned value, size_t count, v
     if (mine.is_idle) return 0;
     error = context_of(stream, &context);
     if (error) return error;
-    if (address == 0 || address % 4 != 0 || value != 0 || count != 1) return INVALID_VALUE;
+    if (address == 0 || address % 4 != 0 || value != 0 || count == 0) return INVALID_VALUE;
     ++mine.clears;
     mine.cleared = address;
     mine.cleared_on = stream;

@@ -151,14 +151,21 @@ pub struct longrope_attention_backward_sm90_params {
     pub drawn: *mut u32,
     pub sums: *mut f32,
     pub items: u32,
-    pub padding: i32,
+    pub sharing: i32,
     pub slab: *mut f32,
     pub slab_tiles: i64,
+    pub key_slab: *mut f32,
+    pub key_slab_tiles: i64,
+    pub turns: *mut u32,
+    pub key_turns: *mut u32,
+    pub list: *mut ::core::ffi::c_void,
+    pub list_blocks: u32,
+    pub section_items: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of longrope_attention_backward_sm90_params"]
-        [::core::mem::size_of::<longrope_attention_backward_sm90_params>() - 4352usize];
+        [::core::mem::size_of::<longrope_attention_backward_sm90_params>() - 4416usize];
     ["Alignment of longrope_attention_backward_sm90_params"]
         [::core::mem::align_of::<longrope_attention_backward_sm90_params>() - 64usize];
     ["Offset of field: longrope_attention_backward_sm90_params::rows"]
@@ -173,12 +180,26 @@ const _: () = {
         [::core::mem::offset_of!(longrope_attention_backward_sm90_params, sums) - 4288usize];
     ["Offset of field: longrope_attention_backward_sm90_params::items"]
         [::core::mem::offset_of!(longrope_attention_backward_sm90_params, items) - 4296usize];
-    ["Offset of field: longrope_attention_backward_sm90_params::padding"]
-        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, padding) - 4300usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::sharing"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, sharing) - 4300usize];
     ["Offset of field: longrope_attention_backward_sm90_params::slab"]
         [::core::mem::offset_of!(longrope_attention_backward_sm90_params, slab) - 4304usize];
     ["Offset of field: longrope_attention_backward_sm90_params::slab_tiles"]
         [::core::mem::offset_of!(longrope_attention_backward_sm90_params, slab_tiles) - 4312usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::key_slab"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, key_slab) - 4320usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::key_slab_tiles"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, key_slab_tiles) - 4328usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::turns"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, turns) - 4336usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::key_turns"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, key_turns) - 4344usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::list"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, list) - 4352usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::list_blocks"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, list_blocks) - 4360usize];
+    ["Offset of field: longrope_attention_backward_sm90_params::section_items"]
+        [::core::mem::offset_of!(longrope_attention_backward_sm90_params, section_items) - 4364usize];
 };
 impl Default for longrope_attention_backward_sm90_params {
     fn default() -> Self {

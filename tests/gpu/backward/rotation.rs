@@ -168,7 +168,7 @@ fn bad_choices(gpu: &Gpu) {
 /// What a launch without rotation gives in f32 is rotated back by the rotary kernel, and what one with rotation gives is compared.
 fn by_the_rotary_kernel(gpu: &Gpu) {
     let run = |problem: Problem| {
-        // Both by the same kernels, of which that for sums of any order rotates nothing.
+        // Both with sums of one order.
         let problem = Problem { out_dtype: Dtype::F32, accumulate: false, fast: false, ..problem };
         let memory = problem.memory(gpu);
         let turned = problem.turned.clone().expect("it was rotated");

@@ -93,6 +93,12 @@ static void spoil_backward(longrope_attention_backward_desc *desc, longrope_atte
     }
 }
 
+/* The sections of heads and sequences that are worked on together are no more than these. */
+static int most_parts(const longrope_tensor *keys) {
+    const int64_t all = keys->shape[0] > 0 && keys->shape[2] > 0 ? keys->shape[0] * keys->shape[2] : 1;
+    return all < 1000000 ? (int)all : 1000000;
+}
+
 /* The CPU form refuses what means nothing as a launch does; of what means something it takes F32, and a launch all else. */
 static void agree(const answer *supported, const answer *found) {
     if (supported->status == LONGROPE_STATUS_INVALID_ARGUMENT
@@ -138,7 +144,8 @@ void round_of_backward(void) {
     before();
     after(F_BACKWARD_RUN,
           longrope_attention_backward_run(given.context, desc, tensors, given.workspace, given.bytes, given.stream), &run);
-    compare_run(&supported, &run, &given, bytes, 3);
+    /* Of delta, and for some heads of some sequences at a time four. */
+    compare_run(&supported, &run, &given, bytes, 1 + 4 * most_parts(&given_tensors.k));
 }
 
 void round_of_delta(void) {
