@@ -155,14 +155,43 @@ pub struct Window<'a> {
 /// # Errors
 /// The texts are too short for so many.
 pub fn windows<'a>(texts: &'a [(String, Vec<u32>)], length: usize, count: usize) -> Result<Vec<Window<'a>>> {
+    let step = |tokens: usize| match tokens / length {
+        0 | 1 => (0, tokens / length),
+        fit => ((tokens - length) / (fit - 1), fit),
+    };
+    let advice = "do not fit the texts without overlap";
+    spread(texts, length, count, step, advice)
+}
+
+/// `count` of the places that a window of `length` tokens takes as it slides over each text, `stride` tokens at a time; the ones
+/// taken are spread evenly over all.
+///
+/// # Errors
+/// The texts are too short for so many.
+pub fn sliding_windows<'a>(
+    texts: &'a [(String, Vec<u32>)],
+    length: usize,
+    stride: usize,
+    count: usize,
+) -> Result<Vec<Window<'a>>> {
+    let stride = stride.max(1);
+    let step = |tokens: usize| (stride, tokens.checked_sub(length).map_or(0, |left| left / stride + 1));
+    spread(texts, length, count, step, &format!("do not fit the texts at steps of {stride}"))
+}
+
+/// `count` windows spread evenly over all places; `step` gives from the tokens of a text how far its places are apart, and how many
+/// there are.
+fn spread<'a>(
+    texts: &'a [(String, Vec<u32>)],
+    length: usize,
+    count: usize,
+    step: impl Fn(usize) -> (usize, usize),
+    advice: &str,
+) -> Result<Vec<Window<'a>>> {
     ensure!(length >= 2, "a window of {length} tokens is too short; expected at least 2");
     let mut places = Vec::new();
     for (text, tokens) in texts {
-        let fit = tokens.len() / length;
-        let step = match fit {
-            0 | 1 => 0,
-            _ => (tokens.len() - length) / (fit - 1),
-        };
+        let (step, fit) = step(tokens.len());
         places.extend((0..fit).map(|i| Window {
             text,
             start: i * step,
@@ -171,8 +200,8 @@ pub fn windows<'a>(texts: &'a [(String, Vec<u32>)], length: usize, count: usize)
     }
     ensure!(
         places.len() >= count,
-        "{count} windows of {length} tokens do not fit the texts without overlap, only {} do; use longer texts or more \
-         of them, fewer --windows or shorter --lengths",
+        "{count} windows of {length} tokens {advice}, only {} do; use longer texts or more of them, fewer --windows or shorter \
+         --lengths",
         places.len()
     );
     Ok((0..count).map(|i| places[i * places.len() / count]).collect())
@@ -280,6 +309,25 @@ mod tests {
         let message = windows(&texts, 10, 15).unwrap_err().to_string();
         assert!(
             message.starts_with("15 windows of 10 tokens") && message.contains("only 14 do"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn sliding_windows_stand_at_multiples_of_the_stride() {
+        let text = |n: u32, first| (format!("{n}"), (first..first + n).collect::<Vec<u32>>());
+        let texts = [text(21, 0), text(9, 1000), text(10, 2000)];
+        let starts = |count| -> Vec<(String, usize)> {
+            let windows = sliding_windows(&texts, 10, 4, count).unwrap();
+            assert!(windows.iter().all(|window| window.tokens.len() == 10));
+            windows.iter().map(|window| (window.text.to_owned(), window.start)).collect()
+        };
+        let place = |text: &str, start| (text.to_owned(), start);
+        assert_eq!(starts(4), [place("21", 0), place("21", 4), place("21", 8), place("10", 0)]);
+        assert_eq!(starts(2), [place("21", 0), place("21", 8)]);
+        let message = sliding_windows(&texts, 10, 4, 5).unwrap_err().to_string();
+        assert!(
+            message.starts_with("5 windows of 10 tokens do not fit the texts at steps of 4, only 4 do"),
             "{message}"
         );
     }

@@ -4,9 +4,10 @@ use anyhow::{Result, ensure};
 
 use crate::model::{AttentionKind, COMPOSED_ROWS, Llama, LlamaConfig, Place};
 
-/// Bytes of the device's memory that evaluating sequences of `length` tokens needs, roughly: weights, the activations of one
-/// layer, and the logits of some rows.
-pub fn required(config: &LlamaConfig, length: usize, place: &Place) -> u64 {
+/// Bytes of the device's memory that evaluating sequences of `length` tokens needs, roughly, where at most `chunk` go through the
+/// model at a time: weights, the activations of one layer, and the logits of some rows; in chunks, the cache and the hidden states
+/// of all tokens too.
+pub fn required(config: &LlamaConfig, length: usize, chunk: usize, place: &Place) -> u64 {
     let (queries, keys) = (config.query_heads * config.head_dim(), config.key_heads * config.head_dim());
     // Within the attention: queries, keys and values, the rotated ones, the output. Within the feed-forward layer: gate and
     // up, their product.
@@ -14,10 +15,13 @@ pub fn required(config: &LlamaConfig, length: usize, place: &Place) -> u64 {
     // Beside them the residual and its norm, which GPUs keep together, and what is added to them or comes out.
     let token = widest + 5 * config.hidden_size;
     let logits = Llama::logit_rows(place).min(length) * config.vocab_size;
-    let numbers = (token as u64).saturating_mul(length as u64).saturating_add(logits as u64);
+    let numbers = (token as u64).saturating_mul(length.min(chunk) as u64).saturating_add(logits as u64);
     let numbers = numbers.saturating_add(config.parameters() as u64);
     // A quarter more for what allocators keep.
-    (numbers.saturating_mul(place.weight_bytes()) / 4).saturating_mul(5)
+    let bytes = (numbers.saturating_mul(place.weight_bytes()) / 4).saturating_mul(5);
+    // The hidden states of the chunks, and all of them as one.
+    let kept = if length > chunk { 2 * config.layers * keys + 2 * config.hidden_size } else { 0 };
+    bytes.saturating_add((kept as u64).saturating_mul(length as u64).saturating_mul(place.weight_bytes()))
 }
 
 /// What this attention needs beside [`required`]: the composed one keeps scores, masked scores and weights of a block of

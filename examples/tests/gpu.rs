@@ -32,6 +32,7 @@ const TESTS: &[Test] = &[
     ("losses_of_what_is_not_finite_are_those_of_the_cpu", None, losses_of_what_is_not_finite),
     ("the_bundled_model_loses_what_it_does_on_the_cpu_by_every_method", None, tiny_is_that_of_the_cpu),
     ("the_same_tokens_give_the_same_bits", None, repeated),
+    ("chunks_lose_what_one_pass_does", None, chunks),
     ("gradients_are_those_of_the_cpu_and_the_same_bits_every_time", None, training_gradients),
     ("smollm2_loses_what_it_does_on_the_cpu", Some(SMOLLM2), smollm2_is_that_of_the_cpu),
 ];
@@ -238,6 +239,22 @@ fn repeated(place: &Place) {
     assert!((mean(&part) - mean(&once[..299])).abs() < MEAN_DIFFERENCE);
 }
 
+fn chunks(place: &Place) {
+    let (model, tokens) = tiny(place);
+    let sets = model.config().rope.factor_sets(256).unwrap();
+    let whole = model.losses(&tokens, &sets, SetChoice::Short).unwrap();
+    // The last chunk is not full, and shorter than a tile.
+    let model = model.with_chunk(4096);
+    let found = model.losses(&tokens, &sets, SetChoice::Short).unwrap();
+    assert_eq!(found, model.losses(&tokens, &sets, SetChoice::Short).unwrap());
+    for (part, (found, whole)) in found.chunks(4096).zip(whole.chunks(4096)).enumerate() {
+        let difference = mean(found) - mean(whole);
+        // Of the last one, three tokens.
+        let allowed = if found.len() < 4096 { 0.1 } else { MEAN_DIFFERENCE };
+        assert!(difference.abs() < allowed, "chunk {part}: {difference}");
+    }
+}
+
 fn smollm2(place: &Place, text: &str) -> (Llama, Vec<u32>) {
     let (model, tokenizer) = model::load_at(&repository(SMOLLM2), place).unwrap();
     let tokens = text::read_tokens(&repository(text), &tokenizer).unwrap();
@@ -261,7 +278,7 @@ fn long_sequence(place: &Place) {
     let before = place.free_memory().unwrap();
     let (model, tokens) = smollm2(place, text);
     let tokens: Vec<u32> = tokens.iter().copied().cycle().take(length).collect();
-    let estimate = memory::required(model.config(), length, place);
+    let estimate = memory::required(model.config(), length, Llama::CHUNK, place);
     let rope = methods::baselines(&model.config().rope, length).unwrap().pop().unwrap().rope;
     let sets = rope.factor_sets(length as u64).unwrap();
     let losses = model.losses(&tokens, &sets, SetChoice::ByLength(length as u64)).unwrap();

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use candle_core::{DType, Device, Tensor, safetensors};
-use longrope::scaling::SetChoice;
-use longrope_drivers::model::{self, Llama};
+use longrope::scaling::{RopeConfig, SetChoice};
+use longrope_drivers::model::{self, AttentionKind, Llama};
 use longrope_drivers::text;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -174,5 +174,38 @@ fn logits_made_in_pieces_give_the_losses_of_one_piece() {
         let row = model.logits(&hidden, i..i + 1).unwrap().remove(0);
         let expected = log_sum_exp(&row) - f64::from(row[tokens[i + 1] as usize]);
         assert!((losses[i] - expected).abs() < 1e-4, "token {i}: {} is not {expected}", losses[i]);
+    }
+}
+
+#[test]
+fn a_sequence_in_chunks_gives_the_losses_of_one_pass() {
+    let (model, tokenizer) = model::load(&repository(TINY)).unwrap();
+    let tokens = text::read_tokens(&repository("data/texts/moby-dick-eval.txt"), &tokenizer).unwrap();
+    let tokens = &tokens[..700];
+    // The un-interpolated first tokens are those of the sequence, not of every chunk.
+    let mut rope: Value = json!({
+        "head_dim": model.config().head_dim(), "max_position_embeddings": 2048,
+        "original_max_position_embeddings": 256, "rope_theta": 10000.0,
+    });
+    let factors: Vec<f64> = (0..model.config().head_dim() / 2).map(|i| 1.0 + i as f64 / 5.0).collect();
+    rope["rope_scaling"] = json!({
+        "rope_type": "longrope", "short_factor": vec![1.0; factors.len()], "long_factor": factors, "factor": 8.0,
+        "n_hat": 150,
+    });
+    let sets = RopeConfig::from_hf_json(&rope.to_string()).unwrap().factor_sets(700).unwrap();
+    let choice = SetChoice::ByLength(700);
+    let whole = model.losses(tokens, &sets, choice).unwrap();
+    let mut model = model;
+    for kind in [AttentionKind::Fused, AttentionKind::Composed] {
+        // A last chunk of one token, one that is full, chunks of one token; no chunk is as the sequence at least.
+        for chunk in [233, 350, 1, 699, 700] {
+            let tokens = if chunk == 1 { &tokens[..90] } else { tokens };
+            model = model.with_attention(kind).with_chunk(chunk);
+            let found = model.losses(tokens, &sets, choice).unwrap();
+            assert_eq!(found.len(), tokens.len() - 1);
+            for (i, (found, expected)) in found.iter().zip(&whole).enumerate() {
+                assert!((found - expected).abs() < 1e-4, "{chunk}, token {i}: {found} is not {expected}");
+            }
+        }
     }
 }

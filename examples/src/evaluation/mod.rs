@@ -70,7 +70,7 @@ impl Cell {
     }
 
     /// The standard error of the perplexity over the windows: that of the mean loss, times the perplexity. NaN for one
-    /// window.
+    /// window, which tables leave out.
     pub fn standard_error(&self) -> f64 {
         let (count, mean) = (self.windows.len() as f64, self.mean());
         let squares: f64 = self.windows.iter().map(|window| (window.loss - mean).powi(2)).sum();

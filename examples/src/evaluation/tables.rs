@@ -18,21 +18,30 @@ pub fn to_text(cells: &[Cell]) -> String {
         }
         let lowest = row().map(Cell::perplexity).fold(f64::INFINITY, f64::min);
         let mark = if cell.perplexity() == lowest { '*' } else { ' ' };
-        let decimals = if cell.perplexity() < 1000.0 { 2 } else { 0 };
-        let value = format!("{:.decimals$} ± {:.decimals$}", cell.perplexity(), cell.standard_error());
+        let value = told(cell);
         write!(text, "{value:>18}{mark}").unwrap_or_default();
     }
     text + "\n"
+}
+
+/// A perplexity with its standard error, if it has one.
+fn told(cell: &Cell) -> String {
+    let decimals = if cell.perplexity() < 1000.0 { 2 } else { 0 };
+    let error = match cell.windows.len() {
+        1 => String::new(),
+        _ => format!(" ± {:.decimals$}", cell.standard_error()),
+    };
+    format!("{:.decimals$}{error}", cell.perplexity())
 }
 
 /// A row a cell.
 pub fn to_csv(cells: &[Cell]) -> String {
     let mut csv = "length,method,perplexity,standard_error,windows,seconds\n".to_owned();
     for cell in cells {
-        let (value, error) = (cell.perplexity(), cell.standard_error());
         let Cell { length, method, windows } = cell;
-        writeln!(csv, "{length},{method},{value},{error},{},{}", windows.len(), cell.seconds())
-            .unwrap_or_default();
+        let error = if windows.len() > 1 { cell.standard_error().to_string() } else { String::new() };
+        let (value, seconds) = (cell.perplexity(), cell.seconds());
+        writeln!(csv, "{length},{method},{value},{error},{},{seconds}", windows.len()).unwrap_or_default();
     }
     csv
 }
@@ -80,8 +89,7 @@ pub fn to_markdown(cells: &[Cell], against: &str) -> String {
     for &length in &lengths {
         let lowest = row(length).map(Cell::perplexity).fold(f64::INFINITY, f64::min);
         let values = row(length).map(|cell| {
-            let decimals = if cell.perplexity() < 1000.0 { 2 } else { 0 };
-            let value = format!("{:.decimals$} ± {:.decimals$}", cell.perplexity(), cell.standard_error());
+            let value = told(cell);
             if cell.perplexity() == lowest { format!("**{value}**") } else { value }
         });
         writeln!(text, "| {length} | {} |", values.collect::<Vec<_>>().join(" | ")).unwrap_or_default();
@@ -94,7 +102,10 @@ pub fn to_markdown(cells: &[Cell], against: &str) -> String {
     write!(text, "\nLoss less that of {against}, nats a token:\n\n{}", header(&others)).unwrap_or_default();
     for length in lengths {
         let values = found.iter().filter(|difference| difference.0 == length);
-        let values = values.map(|(_, _, mean, error)| format!("{mean:.3} ± {error:.3}"));
+        let values = values.map(|(_, _, mean, error)| match error.is_nan() && !mean.is_nan() {
+            true => format!("{mean:.3}"),
+            false => format!("{mean:.3} ± {error:.3}"),
+        });
         writeln!(text, "| {length} | {} |", values.collect::<Vec<_>>().join(" | ")).unwrap_or_default();
     }
     text

@@ -50,29 +50,32 @@ pub(super) fn rotated(config: &LlamaConfig, rotary: &Rotary, qkv: &Tensor) -> Re
     Ok([q, k, part(queries + keys, keys)?])
 }
 
-/// Causal attention: `[tokens, query_heads * head_dim]`.
-pub(super) fn attended(kind: AttentionKind, [q, k, v]: &[Tensor; 3]) -> Result<Tensor> {
+/// Causal attention of queries, which are of the last tokens, over keys and values: `[tokens, query_heads * head_dim]`.
+pub(super) fn attended(kind: AttentionKind, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
     let (_, tokens, heads, dim) = q.dims4()?;
+    let before = k.dim(1)? - tokens;
     let out = match kind {
-        AttentionKind::Fused => attention(q, k, v, &Attention::causal())?,
-        AttentionKind::Composed => composed(q, k, v)?,
+        AttentionKind::Fused => {
+            attention(q, k, v, &Attention { query_offset: before as i64, ..Attention::causal() })?
+        }
+        AttentionKind::Composed => composed(q, k, v, before)?,
     };
     out.reshape((tokens, heads * dim))
 }
 
 /// The same of candle's operations: `[tokens, heads, head_dim]`. A block of queries takes the keys up to its last.
-fn composed(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+fn composed(q: &Tensor, k: &Tensor, v: &Tensor, before: usize) -> Result<Tensor> {
     let (_, tokens, heads, dim) = q.dims4()?;
     let groups = k.dim(2)?;
     let by_head = |x: &Tensor| x.squeeze(0)?.transpose(0, 1)?.contiguous();
     let (q, k, v) = ((by_head(q)? * (dim as f64).powf(-0.5))?, by_head(k)?, by_head(v)?);
     let blocks = (0..tokens).step_by(COMPOSED_ROWS).map(|start| {
         let rows = COMPOSED_ROWS.min(tokens - start);
-        let seen = start + rows;
+        let seen = before + start + rows;
         // The heads of a group, one below the other, against its keys.
         let block = q.narrow(1, start, rows)?.contiguous()?.reshape((groups, heads / groups * rows, dim))?;
         let scores = block.matmul(&k.narrow(1, 0, seen)?.transpose(1, 2)?)?;
-        let mask = causal_mask(start, rows, q.dtype(), q.device())?;
+        let mask = causal_mask(before + start, rows, q.dtype(), q.device())?;
         let scores = scores.reshape((heads, rows, seen))?.broadcast_add(&mask)?;
         let weights = softmax_last_dim(&scores)?.reshape((groups, heads / groups * rows, seen))?;
         weights.matmul(&v.narrow(1, 0, seen)?)?.reshape((heads, rows, dim))
@@ -97,12 +100,16 @@ mod tests {
 
     #[test]
     fn composed_attention_is_the_fused_one() {
-        // One block, whole blocks, and a last one that is not full; heads that share keys, and a head alone.
-        for (tokens, heads, groups) in [(1, 1, 1), (37, 4, 2), (512, 3, 1), (600, 6, 3)] {
-            let random = |heads| Tensor::randn(0f32, 1.0, (1, tokens, heads, 16), &Device::Cpu).unwrap();
-            let parts = [random(heads), random(groups), random(groups)];
+        // One block, whole blocks, and a last one that is not full; heads that share keys, and a head alone; keys before the queries.
+        for (tokens, heads, groups, before) in
+            [(1, 1, 1, 0), (37, 4, 2, 0), (512, 3, 1, 0), (600, 6, 3, 0), (1, 2, 1, 300), (300, 4, 2, 41)]
+        {
+            let random =
+                |heads, tokens| Tensor::randn(0f32, 1.0, (1, tokens, heads, 16), &Device::Cpu).unwrap();
+            let (q, k, v) =
+                (random(heads, tokens), random(groups, before + tokens), random(groups, before + tokens));
             let [fused, composed] = [AttentionKind::Fused, AttentionKind::Composed].map(|kind| {
-                let out = attended(kind, &parts).unwrap();
+                let out = attended(kind, [&q, &k, &v]).unwrap();
                 assert_eq!(out.dims(), [tokens, heads * 16]);
                 out.flatten_all().unwrap().to_vec1::<f32>().unwrap()
             });

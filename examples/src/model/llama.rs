@@ -2,8 +2,10 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
+use candle_nn::kv_cache::KvCache;
 use candle_nn::ops::rms_norm;
 use longrope::scaling::{FactorSets, SetChoice};
+use longrope_candle::Rotary;
 
 use super::attention::{AttentionKind, attended, rotary, rotated};
 use super::config::LlamaConfig;
@@ -18,6 +20,7 @@ pub struct Llama {
     config: LlamaConfig,
     place: Place,
     attention: AttentionKind,
+    chunk: usize,
     embedding: Tensor,
     blocks: Vec<Block>,
     /// The norm before the first block; that before every other is the last one of the block before it.
@@ -49,6 +52,10 @@ impl Llama {
     pub const LOGIT_ROWS: usize = 1024;
     /// As before on a GPU, where short products leave processors idle. 49,152 tokens of a vocabulary take 0.8 GB.
     pub const LOGIT_ROWS_GPU: usize = 8192;
+
+    /// A longer sequence goes through the model in chunks of so many tokens, each over a cache of the keys and values before it, so
+    /// that beside the cache nothing grows with the sequence but its hidden states.
+    pub const CHUNK: usize = 131_072;
 
     /// Loads a model.
     pub(super) fn new(config: LlamaConfig, weights: &dyn Weights, place: &Place) -> Result<Self> {
@@ -94,7 +101,8 @@ impl Llama {
             false => load("lm_head.weight", &[config.vocab_size, hidden])?,
         };
         let attention = AttentionKind::default();
-        Ok(Self { config, place: place.clone(), attention, embedding, blocks, first_norm, output })
+        let (place, chunk) = (place.clone(), Self::CHUNK);
+        Ok(Self { config, place, attention, chunk, embedding, blocks, first_norm, output })
     }
 
     /// The model's shape.
@@ -110,6 +118,11 @@ impl Llama {
     /// The same model with this attention.
     pub fn with_attention(self, attention: AttentionKind) -> Self {
         Self { attention, ..self }
+    }
+
+    /// The same model with chunks of so many tokens, at least one, in place of [`Llama::CHUNK`].
+    pub fn with_chunk(self, tokens: usize) -> Self {
+        Self { chunk: tokens.max(1), ..self }
     }
 
     /// The normalised hidden states `[tokens, hidden_size]` of a sequence that starts at position 0. On a GPU the work may
@@ -130,8 +143,27 @@ impl Llama {
             wrong.unwrap_or(&0),
             vocabulary - 1
         );
-        let epsilon = self.config.norm_epsilon as f32;
         let rotary = rotary(&self.config, sets, choice);
+        if tokens.len() <= self.chunk {
+            return self.chunk_pass(tokens, &rotary, None, timer);
+        }
+        let mut caches: Vec<_> = self.blocks.iter().map(|_| KvCache::new(1, tokens.len())).collect();
+        let chunks = tokens.chunks(self.chunk).enumerate().map(|(i, chunk)| {
+            let rotary = rotary.at((i * self.chunk) as i64);
+            self.chunk_pass(chunk, &rotary, Some(&mut caches), timer)
+        });
+        Ok(Tensor::cat(&chunks.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
+    /// The hidden states of a chunk, whose keys and values go into the caches of the blocks, if there are any.
+    fn chunk_pass(
+        &self,
+        tokens: &[u32],
+        rotary: &Rotary,
+        mut caches: Option<&mut [KvCache]>,
+        timer: &Timer,
+    ) -> Result<Tensor> {
+        let epsilon = self.config.norm_epsilon as f32;
         let ids = Tensor::new(tokens, &self.place.device)?;
         let product = |x: &Tensor, w: &Tensor| timer.time(Part::Products, || linear(x, w));
         let sum =
@@ -141,13 +173,17 @@ impl Llama {
             let normed = rms_norm(&x, &self.first_norm, epsilon)?;
             Ok((x, normed))
         })?;
-        for block in &self.blocks {
+        for (layer, block) in self.blocks.iter().enumerate() {
             interrupt::check()?;
             // Blocks, so that what is not needed any more is freed.
             let attended = {
                 let qkv = product(&normed, &block.query_key_value)?;
-                let qkv = timer.time(Part::Rotation, || rotated(&self.config, &rotary, &qkv))?;
-                timer.time(Part::Attention, || attended(self.attention, &qkv))?
+                let [q, k, v] = timer.time(Part::Rotation, || rotated(&self.config, rotary, &qkv))?;
+                let (k, v) = match &mut caches {
+                    None => (k, v),
+                    Some(caches) => timer.time(Part::Rest, || caches[layer].append(&k, &v.contiguous()?))?,
+                };
+                timer.time(Part::Attention, || attended(self.attention, [&q, &k, &v]))?
             };
             (x, normed) = sum(&x, &product(&attended, &block.output)?, &block.feed_forward_norm)?;
             let inner = {

@@ -183,7 +183,7 @@ fn windows_that_would_overlap_are_refused() {
 fn wrong_lengths_windows_and_configurations_are_named() {
     assert!(refused(&["--lengths", "128,256"]).starts_with("--lengths: 256 is not valid as the longest"));
     assert!(refused(&["--lengths", "1,512"]).starts_with("--lengths: 1 is not valid"));
-    assert!(refused(&["--windows", "1"]).starts_with("--windows: 1 is not valid; expected 2 to 4096"));
+    assert!(refused(&["--windows", "0"]).starts_with("--windows: 0 is not valid; expected 1 to 4096"));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("other.json");
     fs::write(&path, r#"{"head_dim": 32, "max_position_embeddings": 256}"#).unwrap();

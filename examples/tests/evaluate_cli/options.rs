@@ -96,6 +96,51 @@ fn composed_attention_gives_the_same_perplexities_and_the_time_is_split() {
 }
 
 #[test]
+fn chunks_give_the_same_perplexities_and_one_window_has_no_error() {
+    let flags = ["--lengths", "600", "--windows", "1", "--text", "moby-dick-eval", "--methods", "PI,YaRN"];
+    let [whole, chunks] = ["600", "250"].map(|chunk| {
+        let dir = tempfile::tempdir().unwrap();
+        let (stdout, _) = done(dir.path(), &[&flags[..], &["--chunk", chunk]].concat());
+        assert!(stdout.contains("(1 window a length, ") && stdout.contains(" tokens a second\n"), "{stdout}");
+        assert!(stdout.lines().filter(|line| line.starts_with("      600")).all(|line| !line.contains('±')));
+        assert!(!file(dir.path(), "perplexity.md").contains("NaN"));
+        file(dir.path(), "perplexity.csv")
+    });
+    for method in ["PI", "YaRN"] {
+        let row = format!("600,{method},");
+        let [a, b] = [&whole, &chunks].map(|csv| cell(csv, &row, 2));
+        assert!((a / b - 1.0).abs() < 1e-5, "{method}: {a} and {b}");
+        let errors = whole.lines().filter(|line| line.starts_with(&row)).map(|line| line.split(',').nth(3));
+        assert!(errors.eq([Some("")]), "{whole}");
+    }
+}
+
+#[test]
+fn windows_slide_by_a_stride_and_its_tokens_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = ["--lengths", "300", "--target", "512", "--stride", "64", "--windows", "3"];
+    let (stdout, _) =
+        done(dir.path(), &[&flags[..], &["--text", "moby-dick-eval", "--methods", "PI"]].concat());
+    assert!(stdout.starts_with("Perplexity, of the last 64 tokens of tiny"), "{stdout}");
+    assert!(stdout.contains("3 sliding windows a length, at multiples of 64 tokens"), "{stdout}");
+    let (model, tokenizer) = model::load(&repository("data/models/tiny")).unwrap();
+    let tokens = text::read_tokens(&repository("data/texts/moby-dick-eval.txt"), &tokenizer).unwrap();
+    let sets =
+        methods::baselines(&model.config().rope, 512).unwrap().swap_remove(1).rope.factor_sets(300).unwrap();
+    let windows = file(dir.path(), "windows.csv");
+    let rows: Vec<&str> = windows.lines().skip(1).collect();
+    assert_eq!(rows.len(), 3);
+    for row in rows {
+        let fields: Vec<&str> = row.split(',').collect();
+        let (start, found): (usize, f64) = (fields[3].parse().unwrap(), fields[4].parse().unwrap());
+        assert_eq!(start % 64, 0);
+        let losses = model.losses(&tokens[start..start + 300], &sets, SetChoice::ByLength(300)).unwrap();
+        let expected = losses[losses.len() - 64..].iter().sum::<f64>() / 64.0;
+        assert!((found - expected).abs() < 1e-6, "{row}: {expected}");
+    }
+}
+
+#[test]
 fn what_was_measured_is_not_measured_again() {
     let dir = tempfile::tempdir().unwrap();
     let flags = ["--lengths", "300", "--windows", "2", "--text", "moby-dick-eval"];
@@ -149,6 +194,8 @@ fn wrong_options_are_named() {
     assert!(refused(&["--lengths", "512", "--target", "511"]).ends_with("expected at least 512"));
     assert!(refused(&["--passkeys", "0"]).ends_with("expected 1 to 4096"));
     assert!(refused(&["--last", "0"]).ends_with("expected 1 to 4096"));
+    assert!(refused(&["--stride", "0"]).ends_with("expected 1 to 4096"));
+    assert!(refused(&["--chunk", "0"]).ends_with("--chunk: 0 is not valid; expected at least 1"));
     let short = refused(&["--lengths", "100,512", "--passkeys", "1"]);
     assert!(short.starts_with("a passkey prompt of 100 tokens is too short"), "{short}");
     // The bundled model was trained on it.

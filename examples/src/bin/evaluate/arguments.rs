@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use longrope::scaling::{Geometry, RopeConfig, Schedule};
 use longrope_drivers::evaluation::Method;
-use longrope_drivers::model::{AttentionKind, DeviceKind, LlamaConfig, WeightType};
+use longrope_drivers::model::{AttentionKind, DeviceKind, Llama, LlamaConfig, WeightType};
 use longrope_drivers::{files, methods, report};
 
 /// Measures the perplexity of a Llama by method and length, as a mean over fixed windows with its standard error.
@@ -29,7 +29,7 @@ pub struct Arguments {
     /// Length that the methods are configured for, in tokens [default: the longest of --lengths]
     #[arg(long, value_name = "TOKENS")]
     pub target: Option<usize>,
-    /// Windows a length; they share no token
+    /// Windows a length; they share no token, but with --stride
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub windows: usize,
     /// A configuration to measure beside none, PI, NTK-aware, dynamic NTK and YaRN, as `search` writes it: NAME=FILE, or FILE
@@ -47,6 +47,9 @@ pub struct Arguments {
     /// Count the last N tokens of each window alone [default: all]
     #[arg(long, value_name = "N", conflicts_with = "passkeys")]
     pub last: Option<usize>,
+    /// Sliding windows: each may stand at any multiple of N tokens of a text, and its last N tokens count
+    #[arg(long, value_name = "N", conflicts_with_all = ["passkeys", "last"])]
+    pub stride: Option<usize>,
     /// Instead of perplexity, measure how many passkeys are retrieved: N prompts a length and depth
     #[arg(long, value_name = "N")]
     pub passkeys: Option<usize>,
@@ -56,6 +59,9 @@ pub struct Arguments {
     /// Attention of this crate, or of candle's products and softmax
     #[arg(long, value_enum, default_value_t = AttentionKind::Fused)]
     pub attention: AttentionKind,
+    /// Tokens that go through the model at a time; those of a longer sequence come in chunks, over a cache of its keys and values
+    #[arg(long, value_name = "TOKENS", default_value_t = Llama::CHUNK)]
+    pub chunk: usize,
     /// Time one more evaluation at each length, split into attention, rotation, matrix products and the rest
     #[arg(long)]
     pub timing: bool,
@@ -77,8 +83,9 @@ impl Arguments {
     /// Counts within their ranges.
     pub fn check(&self) -> Result<()> {
         for (name, value, least) in [
-            ("--windows", self.windows, 2),
+            ("--windows", self.windows, 1),
             ("--last", self.last.unwrap_or(1), 1),
+            ("--stride", self.stride.unwrap_or(1), 1),
             ("--passkeys", self.passkeys.unwrap_or(1), 1),
             ("--depths", self.depths, 1),
         ] {
@@ -87,7 +94,13 @@ impl Arguments {
                 "{name}: {value} is not valid; expected {least} to 4096"
             );
         }
+        ensure!(self.chunk >= 1, "--chunk: {} is not valid; expected at least 1", self.chunk);
         Ok(())
+    }
+
+    /// How many of the last tokens of a window count; `None` is all.
+    pub fn counted(&self) -> Option<usize> {
+        self.last.or(self.stride)
     }
 
     /// The lengths asked for, each once, rising, and that which the methods are configured for.

@@ -35,6 +35,8 @@ struct Job<'a> {
     arguments: &'a Arguments,
     model_path: PathBuf,
     place: Place,
+    /// Bytes that were free on the GPU, if it is one.
+    memory_before: Option<u64>,
     model: Llama,
     tokenizer: Tokenizer,
     /// Rising.
@@ -54,17 +56,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(_) => Vec::new(),
     };
     let place = Place::choose(arguments.device, arguments.dtype)?;
+    let memory_before = place.free_memory();
     let (model, tokenizer) = model::load_at(&model_path, &place)?;
-    let model = model.with_attention(arguments.attention);
+    let model = model.with_attention(arguments.attention).with_chunk(arguments.chunk);
     let config = model.config();
     let (lengths, target) = arguments.lengths(config)?;
     let longest = lengths[lengths.len() - 1];
-    let needed = memory::required(config, longest, &place).saturating_add(memory::of_attention(
-        arguments.attention,
-        config,
-        longest,
-        &place,
-    ));
+    let needed = memory::required(config, longest, arguments.chunk, &place)
+        .saturating_add(memory::of_attention(arguments.attention, config, longest, &place));
     memory::check(&format!("a window of {longest} tokens"), needed, &place)?;
     let methods = arguments.methods(config, target)?;
     if let Some(name) = &arguments.against {
@@ -82,7 +81,18 @@ fn run(arguments: &Arguments) -> Result<()> {
         arguments.attention,
         arguments.resume,
     )?;
-    let mut job = Job { arguments, model_path, place, model, tokenizer, lengths, target, methods, record };
+    let mut job = Job {
+        arguments,
+        model_path,
+        place,
+        memory_before,
+        model,
+        tokenizer,
+        lengths,
+        target,
+        methods,
+        record,
+    };
     match arguments.passkeys {
         Some(trials) => job.passkeys(trials),
         None => job.perplexities(&texts),
@@ -95,7 +105,10 @@ impl Job<'_> {
         let windows = self
             .lengths
             .iter()
-            .map(|&length| corpus::windows(texts, length, arguments.windows))
+            .map(|&length| match arguments.stride {
+                None => corpus::windows(texts, length, arguments.windows),
+                Some(stride) => corpus::sliding_windows(texts, length, stride, arguments.windows),
+            })
             .collect::<Result<Vec<Vec<Window<'_>>>>>()?;
         let planned = windows.len() * self.methods.len() * arguments.windows;
         let progress = self.begin(planned)?;
@@ -103,7 +116,7 @@ impl Job<'_> {
             &self.model,
             &self.methods,
             &windows,
-            arguments.last,
+            arguments.counted(),
             &mut self.record,
             |done| progress.update(done, planned, f64::NAN),
         );
@@ -111,16 +124,23 @@ impl Job<'_> {
         let cells = cells?;
 
         let names: Vec<&str> = texts.iter().map(|(name, _)| name.as_str()).collect();
-        let last = arguments.last.map_or(String::new(), |last| format!(", of the last {last} tokens"));
+        let last = arguments.counted().map_or(String::new(), |last| format!(", of the last {last} tokens"));
+        let windows_are = match (arguments.stride, arguments.windows) {
+            (Some(stride), count) => {
+                format!("{count} sliding windows a length, at multiples of {stride} tokens")
+            }
+            (None, 1) => "1 window a length".to_owned(),
+            (None, count) => format!("{count} windows a length"),
+        };
         let mut summary = format!(
-            "Perplexity{last} of {}, on {} ({} windows a length, mean ± standard error; * marks the lowest).\nMethods are \
-             configured for {} tokens.\n\n{}\n{}",
+            "Perplexity{last} of {}, on {} ({windows_are}, mean ± standard error; * marks the lowest).\nMethods are \
+             configured for {} tokens.\n\n{}\n{}{}",
             self.name()?,
             names.join(", "),
-            arguments.windows,
             self.target,
             evaluation::to_text(&cells),
             times(&cells),
+            self.memory(),
         );
         if arguments.timing {
             let first = windows.iter().filter_map(|windows| Some(windows.first()?.tokens));
@@ -160,10 +180,11 @@ impl Job<'_> {
         let keys = keys?;
         let mut summary = format!(
             "Passkeys of {}: {trials} a length and depth, share retrieved (mean loss of their tokens).\nMethods are \
-             configured for {} tokens.\n\n{}",
+             configured for {} tokens.\n\n{}{}",
             self.name()?,
             self.target,
             evaluation::passkeys_text(&keys),
+            self.memory(),
         );
         if self.arguments.timing {
             let first = prompts.iter().filter_map(|prompts| Some(prompts.first()?.tokens.as_slice()));
@@ -215,6 +236,17 @@ impl Job<'_> {
         Ok(format!("{name}{origin}, {}{attention}", self.place))
     }
 
+    /// The most memory of the GPU that the run took so far: candle's pool keeps what it took once.
+    fn memory(&self) -> String {
+        let taken = self.memory_before.zip(self.place.free_memory());
+        taken.map_or_else(String::new, |(before, now)| {
+            format!(
+                "memory of the GPU, at most: {:.1} GiB\n",
+                before.saturating_sub(now) as f64 / (1u64 << 30) as f64
+            )
+        })
+    }
+
     /// Where the time of an evaluation goes, under the last method: the median of three passes over each of these windows.
     fn split(&self, windows: &[&[u32]]) -> Result<String> {
         let Some((name, method)) = self.methods.last() else { return Ok(String::new()) };
@@ -258,7 +290,10 @@ fn times(cells: &[Cell]) -> String {
             let same = cells.iter().filter(|other| other.length == cell.length);
             let windows = same.flat_map(|cell| cell.windows.clone()).collect();
             let all = Cell { length: cell.length, method: String::new(), windows };
-            lines += &format!("{} tokens: {:.3} s an evaluation\n", cell.length, all.seconds());
+            let seconds = all.seconds();
+            let rate = cell.length as f64 / seconds;
+            lines +=
+                &format!("{} tokens: {seconds:.3} s an evaluation, {rate:.0} tokens a second\n", cell.length);
         }
     }
     lines

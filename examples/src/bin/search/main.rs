@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Parser;
 use longrope_drivers::convergence::Curve;
-use longrope_drivers::model::{self, Place};
+use longrope_drivers::model::{self, Llama, Place};
 use longrope_drivers::progress::Progress;
 use longrope_drivers::search_run::{self, CheckpointFile, Samples, Task};
 use longrope_drivers::{exit, interrupt, memory, passkey, text};
@@ -41,7 +41,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let length = target.length();
     arguments.check()?;
     let others = arguments.compare.iter().map(|file| Curve::read(file)).collect::<Result<Vec<_>>>()?;
-    let needed = memory::required(model.config(), length, &place);
+    let needed = memory::required(model.config(), length, Llama::CHUNK, &place);
     memory::check(&format!("a window of {length} tokens"), needed, &place)?;
     let texts = Texts::read(arguments, &tokenizer)?;
     if arguments.eval_windows > 0 {
