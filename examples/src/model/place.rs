@@ -83,6 +83,15 @@ impl Place {
         None
     }
 
+    /// A line on the most memory that was taken of the GPU since `before` was free, if it is one: candle's pool keeps what it took.
+    pub fn memory_line(&self, before: Option<u64>) -> String {
+        let taken = before.zip(self.free_memory());
+        taken.map_or_else(String::new, |(before, now)| {
+            let gib = before.saturating_sub(now) as f64 / f64::from(1 << 30);
+            format!("memory of the GPU, at most: {gib:.1} GiB\n")
+        })
+    }
+
     /// Bytes of a weight.
     pub fn weight_bytes(&self) -> u64 {
         self.dtype.size_in_bytes() as u64

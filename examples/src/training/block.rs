@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use longrope_candle::{Attention, KeptAttention, Rotary, rotary_attention};
 
 use super::linear::{Linear, View, Weight};
 use crate::model::LlamaConfig;
+use crate::model::ops::{rms_norm, silu_product};
 
 /// One transformer block.
 pub(super) struct Block {
@@ -61,7 +62,7 @@ impl Block {
         let attended = attended([&q?, &k?, &v?], documents, kept)?;
         let x = (x + self.output.forward(&attended, view)?)?;
         let normed = rms_norm(&x, &view.get(&self.feed_forward_norm), config.norm_epsilon)?;
-        let inner = (self.gate.forward(&normed, view)?.silu()? * self.up.forward(&normed, view)?)?;
+        let inner = silu_product(&self.gate.forward(&normed, view)?, &self.up.forward(&normed, view)?)?;
         x + self.down.forward(&inner, view)?
     }
 
@@ -104,12 +105,4 @@ fn attended([q, k, v]: [&Tensor; 3], documents: &Documents<'_>, mut kept: Kept<'
         pieces => Tensor::cat(pieces, 1)?,
     };
     all.reshape((tokens, heads * dim))
-}
-
-/// `x / rms(x) * weight`, computed in f32 and rounded once. candle's own has no gradient.
-pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
-    let wide = x.to_dtype(DType::F32)?;
-    let scale = (wide.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?.recip()?;
-    let normed = wide.broadcast_mul(&scale)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
-    normed.to_dtype(x.dtype())
 }

@@ -9,9 +9,10 @@ use longrope_candle::Rotary;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::block::{Documents, Kept, rms_norm};
+use super::block::{Documents, Kept};
 use super::linear::View;
 use super::*;
+use crate::model::ops::rms_norm;
 use crate::model::{LlamaConfig, Place, Weights};
 
 /// Weights drawn anew for each name.

@@ -1,12 +1,12 @@
 //! The loss and its gradient by the hidden states, in chunks of rows: the logits of a long sequence are never there as a whole.
 
 use anyhow::Result;
-use candle_core::{D, DType, Tensor, Var};
+use candle_core::{Tensor, Var};
 
-use super::block::rms_norm;
 use super::linear::{View, Weight, continued};
 use super::llama::TrainableLlama;
 use super::parameters::Gradients;
+use crate::model::ops::{cross_entropy, cross_entropy_gradient, rms_norm};
 
 /// The next token of each row, and 1 where it counts, 0 where the row ends its document.
 pub(super) struct Targets {
@@ -28,43 +28,36 @@ pub(super) fn loss(
         let count = model.logit_rows.min(rows - start);
         let piece = hidden.narrow(0, start, count)?;
         let device = hidden.device();
-        let tokens = Tensor::new(&targets.tokens[start..start + count], device)?.unsqueeze(1)?;
-        let counted = Tensor::new(&targets.counted[start..start + count], device)?.unsqueeze(1)?;
-        let (loss, gradient) = chunk(model, &piece, &tokens, &counted, gradients.as_deref_mut())?;
-        sum += loss;
+        let tokens = Tensor::new(&targets.tokens[start..start + count], device)?;
+        let counted = &targets.counted[start..start + count];
+        let (losses, gradient) = chunk(model, &piece, &tokens, counted, gradients.as_deref_mut())?;
+        sum += losses.iter().zip(counted).map(|(loss, &counted)| loss * f64::from(counted)).sum::<f64>();
         by_hidden.extend(gradient);
     }
     let by_hidden = if by_hidden.is_empty() { None } else { Some(Tensor::cat(&by_hidden, 0)?) };
     Ok((sum, by_hidden))
 }
 
-/// The same of one chunk; `tokens` and `counted` are `[rows, 1]`.
+/// The loss of each row of a chunk, and the gradient of the sum of those that count.
 fn chunk(
     model: &TrainableLlama,
     hidden: &Tensor,
     tokens: &Tensor,
-    counted: &Tensor,
+    counted: &[f32],
     gradients: Option<&mut Gradients>,
-) -> Result<(f64, Option<Tensor>)> {
+) -> Result<(Vec<f64>, Option<Tensor>)> {
     let view = View { parameters: model.parameters(), recorded: gradients.is_some() };
     let hidden = Var::from_tensor(&hidden.contiguous()?)?;
     let normed = rms_norm(&hidden, &view.get(&model.norm), model.config().norm_epsilon)?;
     let rows = normed.detach();
     let output = view.get(model.output()).detach();
-    let logits = rows.matmul(&output.t()?)?.to_dtype(DType::F32)?;
-    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
-    drop(logits);
-    let weights = shifted.exp()?;
-    let total = weights.sum_keepdim(D::Minus1)?;
-    let losses = ((total.log()? - shifted.gather(tokens, 1)?)? * counted)?;
-    let sum = losses.flatten_all()?.to_vec1::<f32>()?.iter().map(|&loss| f64::from(loss)).sum();
-    drop(shifted);
-    let Some(gradients) = gradients else { return Ok((sum, None)) };
+    let logits = rows.matmul(&output.t()?)?;
+    let losses = cross_entropy(&logits, tokens)?.to_vec1::<f64>()?;
+    let Some(gradients) = gradients else { return Ok((losses, None)) };
 
-    // By the logits: the softmax, less one at the target.
-    let by_logits = weights.broadcast_mul(&(counted / total)?)?;
-    drop(weights);
-    let by_logits = by_logits.scatter_add(tokens, &counted.neg()?, 1)?.to_dtype(rows.dtype())?;
+    let counted = Tensor::new(counted, hidden.device())?;
+    let by_logits = cross_entropy_gradient(&logits, tokens, &counted)?;
+    drop(logits);
     if let Some(index) = model.output().index() {
         gradients.add(index, &by_logits.t()?.matmul(&rows)?)?;
     }
@@ -73,5 +66,5 @@ fn chunk(
     if let Weight::Trained(index) = model.norm {
         gradients.collect(model.parameters(), &[index], &mut found)?;
     }
-    Ok((sum, found.remove(&hidden)))
+    Ok((losses, found.remove(&hidden)))
 }

@@ -70,8 +70,8 @@ impl Linear {
         };
         let Some(adapter) = &self.adapter else { return Ok(product) };
         let (down, up) = (view.parameter(adapter.down), view.parameter(adapter.up));
-        let change = x.matmul(&down.t()?)?.matmul(&up.t()?)?;
-        product + (change * adapter.scale)?
+        // Scaled where it is small.
+        product + (x.matmul(&down.t()?)? * adapter.scale)?.matmul(&up.t()?)?
     }
 
     /// The indices of its parameters.

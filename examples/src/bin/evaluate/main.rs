@@ -140,7 +140,7 @@ impl Job<'_> {
             self.target,
             evaluation::to_text(&cells),
             times(&cells),
-            self.memory(),
+            self.place.memory_line(self.memory_before),
         );
         if arguments.timing {
             let first = windows.iter().filter_map(|windows| Some(windows.first()?.tokens));
@@ -184,7 +184,7 @@ impl Job<'_> {
             self.name()?,
             self.target,
             evaluation::passkeys_text(&keys),
-            self.memory(),
+            self.place.memory_line(self.memory_before),
         );
         if self.arguments.timing {
             let first = prompts.iter().filter_map(|prompts| Some(prompts.first()?.tokens.as_slice()));
@@ -234,17 +234,6 @@ impl Job<'_> {
             AttentionKind::Composed => ", with composed attention",
         };
         Ok(format!("{name}{origin}, {}{attention}", self.place))
-    }
-
-    /// The most memory of the GPU that the run took so far: candle's pool keeps what it took once.
-    fn memory(&self) -> String {
-        let taken = self.memory_before.zip(self.place.free_memory());
-        taken.map_or_else(String::new, |(before, now)| {
-            format!(
-                "memory of the GPU, at most: {:.1} GiB\n",
-                before.saturating_sub(now) as f64 / (1u64 << 30) as f64
-            )
-        })
     }
 
     /// Where the time of an evaluation goes, under the last method: the median of three passes over each of these windows.

@@ -36,6 +36,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let path = arguments.model.clone().unwrap_or_else(|| PathBuf::from(MODEL));
     let place = Place::choose(arguments.device, arguments.dtype)?;
+    let memory_before = place.free_memory();
     let opened = model::open(&path)?;
     let Opened { config, tokenizer, end_token, .. } = &opened;
     let length = arguments.length.unwrap_or_else(|| 4 * config.original_length());
@@ -80,11 +81,14 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     let peak = arguments.peak.map(|peak| peak * 1e12).or_else(|| training::peak(&place.to_string()));
     run.train(&checkpoints, &Progress::new("steps"), peak)?;
-    finish(arguments, (&path, &opened), &factors, &run, &eval_windows, started).inspect_err(|error| {
-        if error.is::<interrupt::Interrupted>() {
-            eprintln!("stopped before the report; --resume goes on with it");
-        }
-    })
+    let memory = place.memory_line(memory_before);
+    finish(arguments, (&path, &opened), &factors, &run, &eval_windows, (started, memory)).inspect_err(
+        |error| {
+            if error.is::<interrupt::Interrupted>() {
+                eprintln!("stopped before the report; --resume goes on with it");
+            }
+        },
+    )
 }
 
 /// The texts that the loss is measured on, before and after.
@@ -111,7 +115,7 @@ fn finish(
     factors: &Factors,
     run: &Run<'_>,
     held_out: &[Window<'_>],
-    started: Instant,
+    (started, memory): (Instant, String),
 ) -> Result<()> {
     let (model, done, output) = (run.model(), run.done(), &arguments.output);
     let packs: Vec<Pack> = held_out.iter().map(|window| Pack::one(window.tokens.to_vec())).collect();
@@ -135,6 +139,6 @@ fn finish(
     for name in written {
         out += &format!("wrote {}\n", output.join(name).display());
     }
-    out += &format!("{:.1} s in all\n", started.elapsed().as_secs_f64());
+    out += &format!("{memory}{:.1} s in all\n", started.elapsed().as_secs_f64());
     std::io::stdout().write_all(out.as_bytes()).context("the standard output can't be written")
 }

@@ -105,6 +105,111 @@ __device__ void add_norm(const u16* x, const u16* y, const u16* weight, u16* sum
     }
 }
 
+// silu(gate) * up, all [rows, inner]. A block a row.
+template <typename T, int kLanes>
+__device__ void silu_product(const u16* gate, const u16* up, u16* out, u32 inner) {
+    gate += u64(blockIdx.x) * inner, up += u64(blockIdx.x) * inner, out += u64(blockIdx.x) * inner;
+    for (u32 i = threadIdx.x * kLanes; i < inner; i += blockDim.x * kLanes) {
+        const Lanes<kLanes> g = load<kLanes>(gate + i), u = load<kLanes>(up + i);
+        Lanes<kLanes> y;
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const float x = T::widen(g.at[lane]);
+            y.at[lane] = T::narrow(x / (1.0f + expf(-x)) * T::widen(u.at[lane]));
+        }
+        store<kLanes>(out + i, y);
+    }
+}
+
+// Its gradients by gate and by up, from that of the product.
+template <typename T, int kLanes>
+__device__ void silu_product_gradient(const u16* gate, const u16* up, const u16* d_out, u16* d_gate, u16* d_up, u32 inner) {
+    const u64 row = u64(blockIdx.x) * inner;
+    gate += row, up += row, d_out += row, d_gate += row, d_up += row;
+    for (u32 i = threadIdx.x * kLanes; i < inner; i += blockDim.x * kLanes) {
+        const Lanes<kLanes> g = load<kLanes>(gate + i), u = load<kLanes>(up + i), d = load<kLanes>(d_out + i);
+        Lanes<kLanes> by_gate, by_up;
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const float x = T::widen(g.at[lane]), gradient = T::widen(d.at[lane]), sigmoid = 1.0f / (1.0f + expf(-x));
+            by_gate.at[lane] = T::narrow(gradient * T::widen(u.at[lane]) * sigmoid * (1.0f + x * (1.0f - sigmoid)));
+            by_up.at[lane] = T::narrow(gradient * x * sigmoid);
+        }
+        store<kLanes>(d_gate + i, by_gate);
+        store<kLanes>(d_up + i, by_up);
+    }
+}
+
+// 1 / sqrt(mean(x^2) + epsilon) of a row, by a warp.
+template <typename T, int kLanes>
+__device__ float row_scale(const u16* x, u32 width, float epsilon) {
+    float squares = 0.0f;
+    for (u32 i = threadIdx.x % 32 * kLanes; i < width; i += 32 * kLanes) {
+        const Lanes<kLanes> a = load<kLanes>(x + i);
+        for (int lane = 0; lane < kLanes; ++lane) squares += T::widen(a.at[lane]) * T::widen(a.at[lane]);
+    }
+    return rsqrtf(warp_sum(squares) / float(width) + epsilon);
+}
+
+// x / sqrt(mean(x^2) + epsilon) * weight: x [rows, width], weight [width]. A warp a row.
+template <typename T, int kLanes>
+__device__ void rms_norm(const u16* x, const u16* weight, u16* out, u64 rows, u32 width, float epsilon) {
+    const u64 row = u64(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row >= rows) return;  // the whole warp
+    x += row * width, out += row * width;
+    const float scale = row_scale<T, kLanes>(x, width, epsilon);
+    for (u32 i = threadIdx.x % 32 * kLanes; i < width; i += 32 * kLanes) {
+        const Lanes<kLanes> a = load<kLanes>(x + i), w = load<kLanes>(weight + i);
+        Lanes<kLanes> y;
+        for (int lane = 0; lane < kLanes; ++lane) y.at[lane] = T::narrow(T::widen(a.at[lane]) * scale * T::widen(w.at[lane]));
+        store<kLanes>(out + i, y);
+    }
+}
+
+// Its gradient by x: with n = x * scale and g = d_out * weight, (g - n * mean(g n)) * scale.
+template <typename T, int kLanes>
+__device__ void rms_norm_gradient(const u16* x, const u16* weight, const u16* d_out, u16* d_x, u64 rows, u32 width, float epsilon) {
+    const u64 row = u64(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row >= rows) return;  // the whole warp
+    x += row * width, d_out += row * width, d_x += row * width;
+    const float scale = row_scale<T, kLanes>(x, width, epsilon);
+    const u32 first = threadIdx.x % 32 * kLanes;
+    float along = 0.0f;
+    for (u32 i = first; i < width; i += 32 * kLanes) {
+        const Lanes<kLanes> a = load<kLanes>(x + i), w = load<kLanes>(weight + i), d = load<kLanes>(d_out + i);
+        for (int lane = 0; lane < kLanes; ++lane) along += T::widen(d.at[lane]) * T::widen(w.at[lane]) * T::widen(a.at[lane]);
+    }
+    const float mean = warp_sum(along) * scale / float(width);
+    for (u32 i = first; i < width; i += 32 * kLanes) {
+        const Lanes<kLanes> a = load<kLanes>(x + i), w = load<kLanes>(weight + i), d = load<kLanes>(d_out + i);
+        Lanes<kLanes> y;
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const float g = T::widen(d.at[lane]) * T::widen(w.at[lane]);
+            y.at[lane] = T::narrow((g - T::widen(a.at[lane]) * scale * mean) * scale);
+        }
+        store<kLanes>(d_x + i, y);
+    }
+}
+
+// Its gradient by the weight, of 64 rows a block: parts [blocks, width] in f32, to be summed.
+template <typename T, int kLanes>
+__device__ void rms_norm_weight_gradient(const u16* x, const u16* d_out, float* parts, u64 rows, u32 width, float epsilon) {
+    __shared__ float scales[64];
+    const u64 first = u64(blockIdx.x) * 64;
+    const u32 count = u32(rows - first < 64 ? rows - first : 64);
+    x += first * width, d_out += first * width, parts += u64(blockIdx.x) * width;
+    for (u32 row = threadIdx.x / 32; row < count; row += blockDim.x / 32) {
+        const float scale = row_scale<T, kLanes>(x + u64(row) * width, width, epsilon);
+        if (threadIdx.x % 32 == 0) scales[row] = scale;
+    }
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
+        float sum = 0.0f;
+        for (u32 row = 0; row < count; ++row) {
+            sum += T::widen(d_out[u64(row) * width + i]) * T::widen(x[u64(row) * width + i]) * scales[row];
+        }
+        parts[i] = sum;
+    }
+}
+
 // The sum of exp(x - largest), and the largest x: what a log-sum-exp is of, mergeable.
 struct Exponentials {
     float largest, sum;
@@ -120,11 +225,10 @@ struct Exponentials {
     }
 };
 
-// losses[row] = log(sum(exp(logits[row]))) - logits[row][targets[row]]. logits [rows, width]. A block of 256 threads a row.
+// The exponentials of a row of logits, by a block of 256 threads; of its first thread alone.
 template <typename T, int kLanes>
-__device__ void cross_entropy(const u16* logits, const u32* targets, double* losses, u32 width) {
+__device__ Exponentials row_exponentials(const u16* logits, u32 width) {
     __shared__ Exponentials of_warp[8];
-    logits += u64(blockIdx.x) * width;
     Exponentials all = {__int_as_float(0xff800000), 0.0f};
     for (u32 i = threadIdx.x * kLanes; i < width; i += blockDim.x * kLanes) {
         const Lanes<kLanes> l = load<kLanes>(logits + i);
@@ -146,9 +250,42 @@ __device__ void cross_entropy(const u16* logits, const u32* targets, double* los
     __syncthreads();
     if (threadIdx.x == 0) {
         for (u32 warp = 1; warp < blockDim.x / 32; ++warp) all.merge(of_warp[warp].largest, of_warp[warp].sum);
+    }
+    return all;
+}
+
+// losses[row] = log(sum(exp(logits[row]))) - logits[row][targets[row]]. logits [rows, width]. A block of 256 threads a row.
+template <typename T, int kLanes>
+__device__ void cross_entropy(const u16* logits, const u32* targets, double* losses, u32 width) {
+    logits += u64(blockIdx.x) * width;
+    const Exponentials all = row_exponentials<T, kLanes>(logits, width);
+    if (threadIdx.x == 0) {
         const u32 target = targets[blockIdx.x];
         const double whole = double(all.largest) + log(double(all.sum));
         losses[blockIdx.x] = target < width ? whole - double(T::widen(logits[target])) : nan("");
+    }
+}
+
+// Its gradient by the logits, times counted[row]: the softmax, less one at the target.
+template <typename T, int kLanes>
+__device__ void cross_entropy_gradient(const u16* logits, const u32* targets, const float* counted, u16* d_logits, u32 width) {
+    __shared__ float of_all[2];
+    logits += u64(blockIdx.x) * width, d_logits += u64(blockIdx.x) * width;
+    const Exponentials all = row_exponentials<T, kLanes>(logits, width);
+    const float factor = counted[blockIdx.x];
+    if (threadIdx.x == 0) of_all[0] = all.largest, of_all[1] = factor / all.sum;
+    __syncthreads();
+    const float largest = of_all[0], scale = of_all[1];
+    const u32 target = targets[blockIdx.x];
+    // From the cache.
+    for (u32 i = threadIdx.x * kLanes; i < width; i += blockDim.x * kLanes) {
+        const Lanes<kLanes> l = load<kLanes>(logits + i);
+        Lanes<kLanes> y;
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const float weight = expf(T::widen(l.at[lane]) - largest) * scale;
+            y.at[lane] = T::narrow(i + lane == target ? weight - factor : weight);
+        }
+        store<kLanes>(d_logits + i, y);
     }
 }
 
@@ -163,6 +300,29 @@ __device__ void cross_entropy(const u16* logits, const u32* targets, double* los
     extern "C" __global__ void cross_entropy_##SUFFIX(const u16* logits, const u32* targets, double* losses,           \
                                                       u32 width) {                                                     \
         cross_entropy<TYPE, LANES>(logits, targets, losses, width);                                                    \
+    }                                                                                                                  \
+    extern "C" __global__ void cross_entropy_gradient_##SUFFIX(const u16* logits, const u32* targets,                  \
+                                                               const float* counted, u16* d_logits, u32 width) {       \
+        cross_entropy_gradient<TYPE, LANES>(logits, targets, counted, d_logits, width);                                \
+    }                                                                                                                  \
+    extern "C" __global__ void silu_product_##SUFFIX(const u16* gate, const u16* up, u16* out, u32 inner) {            \
+        silu_product<TYPE, LANES>(gate, up, out, inner);                                                               \
+    }                                                                                                                  \
+    extern "C" __global__ void silu_product_gradient_##SUFFIX(const u16* gate, const u16* up, const u16* d_out,        \
+                                                              u16* d_gate, u16* d_up, u32 inner) {                     \
+        silu_product_gradient<TYPE, LANES>(gate, up, d_out, d_gate, d_up, inner);                                      \
+    }                                                                                                                  \
+    extern "C" __global__ void rms_norm_##SUFFIX(const u16* x, const u16* weight, u16* out, u64 rows, u32 width,       \
+                                                 float epsilon) {                                                      \
+        rms_norm<TYPE, LANES>(x, weight, out, rows, width, epsilon);                                                   \
+    }                                                                                                                  \
+    extern "C" __global__ void rms_norm_gradient_##SUFFIX(const u16* x, const u16* weight, const u16* d_out, u16* d_x, \
+                                                          u64 rows, u32 width, float epsilon) {                        \
+        rms_norm_gradient<TYPE, LANES>(x, weight, d_out, d_x, rows, width, epsilon);                                   \
+    }                                                                                                                  \
+    extern "C" __global__ void rms_norm_weight_gradient_##SUFFIX(const u16* x, const u16* d_out, float* parts,         \
+                                                                 u64 rows, u32 width, float epsilon) {                 \
+        rms_norm_weight_gradient<TYPE, LANES>(x, d_out, parts, rows, width, epsilon);                                  \
     }
 
 INSTANCES(Bf16, 8, bf16_8)

@@ -1,10 +1,10 @@
-//! Launches of `kernels.cu` on candle's stream.
+//! Launches of `kernels.cu` on candle's stream: what all share, and those of operations without gradients.
 
 use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaSlice, DeviceRepr, LaunchConfig, PushKernelArg,
+    CudaFunction, CudaSlice, CudaView, DeviceRepr, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::cuda_backend::{CudaDType, WrapErr};
@@ -12,10 +12,10 @@ use candle_core::{CudaDevice, CudaStorage, DType, Error, Layout, Result, bail};
 use half::{bf16, f16};
 
 /// Threads of a block, as the kernels' shared memory expects.
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
 
 /// A tensor on a GPU.
-type Input<'a> = (&'a CudaStorage, &'a Layout);
+pub(super) type Input<'a> = (&'a CudaStorage, &'a Layout);
 
 /// The kernels as PTX.
 ///
@@ -32,7 +32,7 @@ pub fn ptx() -> Result<&'static str> {
 }
 
 /// A 16-bit type that the kernels know.
-trait Element: CudaDType + DeviceRepr + 'static {
+pub(super) trait Element: CudaDType + DeviceRepr + 'static {
     const NAME: &'static str;
 }
 
@@ -45,7 +45,7 @@ impl Element for bf16 {
 }
 
 /// The instance for a type and for rows of `width` elements, all of whose tensors start where `starts` says.
-fn kernel<T: Element>(
+pub(super) fn kernel<T: Element>(
     device: &CudaDevice,
     name: &str,
     width: usize,
@@ -62,19 +62,19 @@ fn kernel<T: Element>(
 }
 
 /// Counts as the kernels take them: a block a row, and widths in 32 bits.
-fn grid(op: &str, rows: usize, width: usize) -> Result<(u32, u32)> {
+pub(super) fn grid(op: &str, rows: usize, width: usize) -> Result<(u32, u32)> {
     match (i32::try_from(rows), i32::try_from(width)) {
         (Ok(rows), Ok(width)) => Ok((rows as u32, width as u32)),
         _ => bail!("{op}: {rows} rows of {width} are not valid; expected fewer than 2^31 of each"),
     }
 }
 
-fn config(blocks: u32) -> LaunchConfig {
+pub(super) fn config(blocks: u32) -> LaunchConfig {
     LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
 }
 
 /// Memory that a kernel fills. CUDA has none of no bytes.
-fn allocate<T: DeviceRepr>(device: &CudaDevice, elements: usize) -> Result<CudaSlice<T>> {
+pub(super) fn allocate<T: DeviceRepr>(device: &CudaDevice, elements: usize) -> Result<CudaSlice<T>> {
     // SAFETY: whoever asks launches a kernel that writes every element, or has a tensor without any.
     unsafe { device.alloc::<T>(elements.max(1)) }
 }
@@ -88,6 +88,13 @@ macro_rules! by_type {
             other => bail!(concat!($op, ": type {:?} is not valid on a GPU; expected BF16 or F16"), other),
         }
     };
+}
+
+pub(super) use by_type;
+
+/// The elements of an input, from its first on.
+pub(super) fn elements<'a, T: CudaDType>(input: &Input<'a>) -> Result<CudaView<'a, T>> {
+    Ok(input.0.as_cuda_slice::<T>()?.slice(input.1.start_offset()..))
 }
 
 /// See [`super::gated_silu`].

@@ -3,19 +3,20 @@
 //!
 //! The programs may run on another machine than they were built on, from the root of the repository or from a package.
 
+mod ops;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use libtest_mimic::{Arguments, Failed, Trial};
-use longrope::reference::Format;
 use longrope::scaling::SetChoice;
 use longrope_candle::Rotary;
-use longrope_drivers::model::ops::{add_norm, cross_entropy, gated_silu};
 use longrope_drivers::model::{self, DeviceKind, Llama, Place, WeightType};
 use longrope_drivers::training::{
     Gradients, Lora, Method, Pack, Parameter, Projection, TrainableLlama, loss_and_gradients,
 };
 use longrope_drivers::{memory, methods, text};
+use ops::values;
 
 /// A test: its name, what it needs of `data/`, and what it does on a GPU.
 type Test = (&'static str, Option<&'static str>, fn(&Place));
@@ -26,10 +27,13 @@ const EMMA: &str = "data/cache/emma.txt";
 const TESTS: &[Test] = &[
     // First: it asks what is free, and the pool keeps what other tests took.
     ("131072_tokens_of_smollm2_take_the_memory_that_was_estimated", Some(SMOLLM2), long_sequence),
-    ("the_activation_is_exact_to_one_rounding", None, activation),
-    ("the_residual_and_its_norm_are_exact_to_one_rounding", None, residual),
-    ("losses_are_those_of_f64_in_every_width", None, losses_of_logits),
-    ("losses_of_what_is_not_finite_are_those_of_the_cpu", None, losses_of_what_is_not_finite),
+    ("the_activation_is_exact_to_one_rounding", None, ops::activation),
+    ("the_residual_and_its_norm_are_exact_to_one_rounding", None, ops::residual),
+    ("the_gradients_of_the_activation_are_those_of_f64", None, ops::activation_gradients),
+    ("the_gradients_of_the_norm_are_those_of_f64", None, ops::norm_gradients),
+    ("the_gradient_of_the_losses_is_that_of_f64", None, ops::loss_gradient),
+    ("losses_are_those_of_f64_in_every_width", None, ops::losses_of_logits),
+    ("losses_of_what_is_not_finite_are_those_of_the_cpu", None, ops::losses_of_what_is_not_finite),
     ("the_bundled_model_loses_what_it_does_on_the_cpu_by_every_method", None, tiny_is_that_of_the_cpu),
     ("the_same_tokens_give_the_same_bits", None, repeated),
     ("chunks_lose_what_one_pass_does", None, chunks),
@@ -69,127 +73,14 @@ fn repository(path: &str) -> PathBuf {
 fn kernels_compile() -> Result<(), String> {
     let ptx = model::ops::ptx().map_err(|error| error.to_string())?;
     match ptx.matches(".entry").count() {
-        12 => Ok(()),
-        count => Err(format!("{count} kernels instead of 12")),
+        36 => Ok(()),
+        count => Err(format!("{count} kernels instead of 36")),
     }
 }
 
 #[cfg(not(feature = "cuda"))]
 fn kernels_compile() -> Result<(), String> {
     Err("built without the feature cuda".to_owned())
-}
-
-/// Values from -1 to 1 of a type, that follow from a seed.
-fn values(dtype: DType, seed: u64, count: usize) -> Vec<f64> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        rounded(dtype, (state >> 40) as f64 / f64::from(1u32 << 23) - 1.0)
-    };
-    std::iter::repeat_with(next).take(count).collect()
-}
-
-fn format(dtype: DType) -> Format {
-    if dtype == DType::F16 { Format::F16 } else { Format::Bf16 }
-}
-
-fn rounded(dtype: DType, x: f64) -> f64 {
-    format(dtype).decode(format(dtype).round(x))
-}
-
-fn tensor(values: &[f64], shape: (usize, usize), dtype: DType, place: &Place) -> Tensor {
-    let narrow: Vec<f32> = values.iter().map(|&x| x as f32).collect();
-    let x = Tensor::from_vec(narrow, shape, &Device::Cpu).unwrap();
-    x.to_dtype(dtype).unwrap().to_device(&place.device).unwrap()
-}
-
-/// Fails unless a 16-bit result is `exact` within `eps` relative, rounded once.
-fn check(dtype: DType, found: &Tensor, exact: &[f64], eps: f64) {
-    let found: Vec<f32> = found.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-    assert_eq!(found.len(), exact.len());
-    for (i, (&found, &exact)) in found.iter().zip(exact).enumerate() {
-        let bits = format(dtype).round(f64::from(found));
-        let within = format(dtype).within(bits, exact, eps * exact.abs()).unwrap();
-        assert!(within, "{dtype:?}, element {i}: {found} is not {exact}");
-    }
-}
-
-const TYPES: [DType; 2] = [DType::BF16, DType::F16];
-
-fn activation(place: &Place) {
-    for dtype in TYPES {
-        for (rows, inner) in [(1, 8), (3, 1536), (70_000, 16), (5, 13), (7, 1)] {
-            let packed: Vec<f64> = values(dtype, 1, rows * 2 * inner).iter().map(|x| x * 8.0).collect();
-            let exact: Vec<f64> = packed
-                .chunks(2 * inner)
-                .flat_map(|row| (0..inner).map(|i| row[i] / (1.0 + (-row[i]).exp()) * row[inner + i]))
-                .collect();
-            let out = gated_silu(&tensor(&packed, (rows, 2 * inner), dtype, place)).unwrap();
-            assert_eq!(out.dims(), [rows, inner]);
-            check(dtype, &out, &exact, 1e-6);
-        }
-    }
-}
-
-fn residual(place: &Place) {
-    for dtype in TYPES {
-        for (rows, width) in [(1, 8), (9, 576), (1000, 2048), (5, 13), (7, 1), (3, 100)] {
-            let (x, y) = (values(dtype, 1, rows * width), values(dtype, 2, rows * width));
-            let weight = values(dtype, 3, width);
-            let sum: Vec<f64> = x.iter().zip(&y).map(|(x, y)| rounded(dtype, x + y)).collect();
-            let normed: Vec<f64> = sum
-                .chunks(width)
-                .flat_map(|row| {
-                    let mean = row.iter().map(|x| x * x).sum::<f64>() / width as f64;
-                    let scale = 1.0 / (mean + f64::from(1e-5f32)).sqrt();
-                    row.iter().zip(&weight).map(move |(x, w)| x * scale * w)
-                })
-                .collect();
-            let place_of = |values: &[f64]| tensor(values, (rows, width), dtype, place);
-            let weight = tensor(&weight, (1, width), dtype, place).squeeze(0).unwrap();
-            let (found, found_normed) = add_norm(&place_of(&x), &place_of(&y), &weight, 1e-5).unwrap();
-            check(dtype, &found, &sum, 0.0);
-            check(dtype, &found_normed, &normed, 2e-6);
-        }
-    }
-}
-
-fn losses_of_logits(place: &Place) {
-    for dtype in TYPES {
-        for (rows, width) in [(3, 49_152), (1000, 256), (5, 13), (2, 1), (4, 2056)] {
-            let logits: Vec<f64> =
-                values(dtype, 1, rows * width).iter().map(|x| rounded(dtype, x * 20.0)).collect();
-            let targets: Vec<u32> = (0..rows).map(|row| (row * 7919 % width) as u32).collect();
-            let tensor_of = Tensor::new(targets.as_slice(), &place.device).unwrap();
-            let logits_of = tensor(&logits, (rows, width), dtype, place);
-            let found: Vec<f64> = cross_entropy(&logits_of, &tensor_of).unwrap().to_vec1().unwrap();
-            for ((found, row), target) in found.iter().zip(logits.chunks(width)).zip(&targets) {
-                let sum: f64 = row.iter().map(|x| (x - 20.0).exp()).sum();
-                let exact = sum.ln() + 20.0 - row[*target as usize];
-                assert!((found - exact).abs() < 1e-5, "{dtype:?} {width}: {found} is not {exact}");
-            }
-        }
-    }
-}
-
-fn losses_of_what_is_not_finite(place: &Place) {
-    let (none, width) = (f64::NEG_INFINITY, 4096);
-    // A vector of eight, a whole row, a NaN, an infinity, a target beyond the vocabulary.
-    let mut logits = values(DType::BF16, 1, 5 * width);
-    logits[64..72].fill(none);
-    logits[width..2 * width].fill(none);
-    logits[2 * width + 9] = f64::NAN;
-    logits[3 * width + 9] = f64::INFINITY;
-    let targets = [0u32, 0, 0, 0, width as u32];
-    let on = |place: &Place, dtype| -> Vec<f64> {
-        let logits = tensor(&logits, (5, width), dtype, place);
-        cross_entropy(&logits, &Tensor::new(&targets, &place.device).unwrap()).unwrap().to_vec1().unwrap()
-    };
-    let (gpu, cpu) = (on(place, DType::BF16), on(&Place::cpu(), DType::F32));
-    assert!((gpu[0] - cpu[0]).abs() < 1e-5, "{gpu:?} {cpu:?}");
-    assert!(gpu[1..].iter().chain(&cpu[1..]).all(|loss| loss.is_nan()), "{gpu:?} {cpu:?}");
 }
 
 fn mean(losses: &[f64]) -> f64 {
