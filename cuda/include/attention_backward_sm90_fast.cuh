@@ -119,9 +119,9 @@ struct FastConsumer : GradientConsumer<T, Shape> {
     }
 
     // Begins its part of dQ: 64 queries by half of the dimensions, over all keys.
-    __device__ __forceinline__ void begin_of_queries(uint32_t gradients_tile, uint32_t keys) {
+    __device__ __forceinline__ void begin_of_queries(uint32_t gradients_tile, uint32_t keys, uint32_t consumer) {
         // The second half is the next part of the tile, or the second half of its rows.
-        uint32_t a_at = gradients_tile, b_at = keys + thread() / 128 * (Shape::kDim == 128 ? Shape::kRows * 128 : 64);
+        uint32_t a_at = gradients_tile, b_at = keys + consumer * (Shape::kDim == 128 ? Shape::kRows * 128 : 64);
         // As in begin_sum.
         asm volatile("" : "+r"(a_at), "+r"(b_at));
         const uint64_t a = matrix_descriptor(a_at, 16), b = matrix_descriptor(b_at, 16);
@@ -200,11 +200,17 @@ class FastTurn {
     static_assert(kFirstStages == 2 || kFirstStages == 3, "others need another period");
     static_assert(kItemSlots == 2, "slots and parities of items are a bit each");
     static constexpr unsigned kPeriod = kFirstStages == 3 ? 12 : 4;
-    unsigned state = 0;  // tiles, up to the period of all that follows; and from bit 4 on items
+    unsigned state;  // tiles, up to the period of all that follows; from bit 4 on items; in the last bit which consumer this is
 
     __device__ __forceinline__ unsigned tiles() const { return state % 16; }
 
 public:
+    // The same for all of a warp, which the assembler sees of a shuffle alone: addresses that follow are then found by the warp, not by
+    // threads, and products begin one after the other without waiting for them.
+    __device__ __forceinline__ explicit FastTurn(unsigned consumer) : state(__shfl_sync(0xffffffff, consumer << 31, 0)) {}
+
+    __device__ __forceinline__ uint32_t consumer() const { return state >> 31; }
+
     // Of Q.
     __device__ __forceinline__ int query() const { return tiles() % kFirstStages; }
     __device__ __forceinline__ int query_parity() const { return tiles() / kFirstStages % 2; }
@@ -234,13 +240,13 @@ struct FastSums {
                                                const GradientItem *items, const float *numbers) {
         static_assert(Shape::kSecondStages == 2, "dO and dS take turns together");
         const longrope_attention_backward_params &b = h.backward;
-        FastTurn<Shape::kFirstStages> place;
+        FastTurn<Shape::kFirstStages> place(threadIdx.x / 128 - 1);
         FastConsumer<T, Shape> mine;
-        const auto my_rows = [&](int which) { return shared.row_tile(which) + (thread_again() / 128 - 1) * 64 * 128; };
+        const auto my_rows = [&](int which) { return shared.row_tile(which) + place.consumer() * 64 * 128; };
         const auto begin_queries_before = [&] {
             barrier_wait(shared.gradients_full(), place.out_before());
             wgmma_fence();
-            mine.begin_of_queries(shared.gradients(place.out_before()), shared.row_tile(0));
+            mine.begin_of_queries(shared.gradients(place.out_before()), shared.row_tile(0), place.consumer());
         };
         // Of the tile before another.
         const auto add_queries = [&](const GradientItem &item, int tile) {
