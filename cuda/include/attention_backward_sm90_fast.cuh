@@ -278,11 +278,13 @@ struct FastSums {
                         wgmma_fence();
                         mine.begin_of_logits(shared.column_tile(0, place.query_before()));
                     }
+                    // Here, since what is in shared memory takes a while to be read.
+                    const bool masked = tile < item.full_first || tile >= item.full_end;
                     wgmma_wait<kFirst ? 0 : 1>();
                     hold(mine.flat(mine.x));
                     if (!kFirst) begin_queries_before();
                     const float c = copysignf(b.attention.scale_log2, b.scale);
-                    if (tile < item.full_first || tile >= item.full_end) mine.mask(item, tile * Shape::kColumns, c);
+                    if (masked) mine.mask(item, tile * Shape::kColumns, c);
                     mine.weigh(numbers + place.query() * Shape::kColumns, c);
                     mine.make_weights_here();
                     if (!kFirst) {
