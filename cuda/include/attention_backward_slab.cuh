@@ -85,9 +85,10 @@ __device__ __forceinline__ void write_queries(const longrope_attention_backward_
         float sum[kDim / 2];
 #pragma unroll
         for (int n = 0; n < kDim / 8; ++n) {
-            // Blocks of 8 dimensions, of which a warp there had half of all.
-            constexpr int kEach = Shape::kQueryDims / 8;
-            const float4 x = from[((n / kEach * 4 + warp) * kEach + n % kEach) * 32 + lane];
+            // Blocks of 8 dimensions: those of a warp of the first consumer there, then those of one of the second.
+            constexpr int kFirst = Shape::kQueryDims / 8, kSecond = Shape::kSecondDims / 8;
+            const int at = n < kFirst ? warp * kFirst + n : 4 * kFirst + warp * kSecond + n - kFirst;
+            const float4 x = from[at * 32 + lane];
             sum[4 * n] = x.x, sum[4 * n + 1] = x.y, sum[4 * n + 2] = x.z, sum[4 * n + 3] = x.w;
         }
         const GradientOut out(b.dq, b.dq_stride, block.batch, block.query_start + tile * kRows, block.head, b.dq_is_f32, b.accumulate);

@@ -11,6 +11,9 @@
 
 namespace longrope {
 
+// Of a width that no other kernel sums over.
+LONGROPE_WGMMA_ADD(96, __nv_bfloat16, "bf16", LONGROPE_NAMES_48, LONGROPE_D48(d), "%48, %49, %50, %51", "%52")
+
 // 64 rows of a consumer: this thread's share of them.
 template <class T, class Shape>
 struct GradientConsumer {

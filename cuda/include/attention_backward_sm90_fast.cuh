@@ -6,7 +6,8 @@
 //   x = K Q^T        P  = 2^(c x - lse / ln 2)      dV += P dO
 //   d = V dO^T       dS = P (d - delta)             dK += dS Q          dQ of the tile = dS^T K
 //
-// dQ is divided between the consumers by head dimensions: of 128, each has 32 registers of it. All blocks of a head add theirs to f32
+// dQ is divided between the consumers by head dimensions: of 128, each has 32 registers of it. Of 96 the first has 64 dimensions, since
+// a product begins with a part of a tile, and the second makes as many, half of which are zeros and go nowhere. All blocks of a head add theirs to f32
 // in device memory, the slab, in no given order; another kernel makes dQ of that (attention_backward_slab.cuh). The slab has the
 // numbers as threads hold them, those of a warp side by side, so that nothing is sorted on the way there.
 //
@@ -49,19 +50,21 @@ struct FastShape {
     static constexpr bool kInTurn = kInTurn_;                     // whether blocks add to dQ in one order
     static constexpr bool kBulk = kBulk_;                         // and by the copy engine, or by threads
     static constexpr int kConsumers = 2, kRows = 128, kThreads = 384, kFirstConsumer = 128, kSums = 2;
-    static constexpr int kRowBytes = kRows * kDim * 2, kTileBytes = kColumns * kDim * 2;
+    static constexpr int kTileDim = kDim == 64 ? 64 : 128;        // dimensions of a row of a tile, some of which may be zeros
+    static constexpr int kRowBytes = kRows * kTileDim * 2, kTileBytes = kColumns * kTileDim * 2;
     static constexpr int kGradientBytes = kRows * kColumns * 2;   // dS of a tile
-    static constexpr int kQueryDims = kDim / 2;                   // dimensions of dQ that a consumer makes
-    static constexpr int kWarpBytes = 16 * kQueryDims * 4;        // of a tile's dQ that a warp holds
+    static constexpr int kQueryDims = kTileDim / 2;               // dimensions of dQ that a consumer makes
+    static constexpr int kSecondDims = kDim - kQueryDims;         // and of them those that there are, of the second
+    static constexpr int kQueryBytes = kColumns * kDim * 4;       // dQ of a tile
     // 1 KiB for the alignment of tiles.
     static constexpr int kSharedBytes = 1024 + 2 * kRowBytes + (kFirstStages + kSecondStages) * kTileBytes + 2 * kGradientBytes +
-                                        (kBulk ? 8 * kWarpBytes : 0);
+                                        (kBulk ? kQueryBytes : 0);
     // 4,096 queries: see GradientShape.
     static constexpr int kFoldTiles = 4096 / kColumns;
     static constexpr int kLoaderRegisters = 24, kConsumerRegisters = 240;
     // Used by the kernels that read the slabs.
     using Staged = StagedGradient<kDim, kTurnedRows, 32>;
-    static_assert((kDim == 128 || kDim == 64) && kColumns == 64, "consumers make dQ of 64 queries, and of half of the dimensions");
+    static_assert((kDim == 128 || kDim == 96 || kDim == 64) && kColumns == 64, "consumers make dQ of 64 queries, by parts of a tile");
     // What is declared beside it has 3 KiB.
     static_assert(kSharedBytes <= 224 * 1024, "more than a multiprocessor gives");
 };
@@ -119,9 +122,9 @@ struct FastConsumer : GradientConsumer<T, Shape> {
     }
 
     // Begins its part of dQ: 64 queries by half of the dimensions, over all keys.
-    __device__ __forceinline__ void begin_of_queries(uint32_t gradients_tile, uint32_t keys) {
+    __device__ __forceinline__ void begin_of_queries(uint32_t gradients_tile, uint32_t keys, uint32_t consumer) {
         // The second half is the next part of the tile, or the second half of its rows.
-        uint32_t a_at = gradients_tile, b_at = keys + thread() / 128 * (Shape::kDim == 128 ? Shape::kRows * 128 : 64);
+        uint32_t a_at = gradients_tile, b_at = keys + consumer * (Shape::kTileDim == 128 ? Shape::kRows * 128 : 64);
         // As in begin_sum.
         asm volatile("" : "+r"(a_at), "+r"(b_at));
         const uint64_t a = matrix_descriptor(a_at, 16), b = matrix_descriptor(b_at, 16);
@@ -151,12 +154,24 @@ struct FastConsumer : GradientConsumer<T, Shape> {
         add(this->of_weights);
     }
 
+    // Bytes of this warp's dQ of a tile, and where they begin: the first consumer's warps, then the second's.
+    static __device__ __forceinline__ int query_bytes() {
+        return 16 * 4 * (Shape::kSecondDims == Shape::kQueryDims || thread() < 128 ? Shape::kQueryDims : Shape::kSecondDims);
+    }
+    static __device__ __forceinline__ int query_place() {
+        const int warp = thread() / 32;
+        if constexpr (Shape::kSecondDims == Shape::kQueryDims) return warp * (16 * 4 * Shape::kQueryDims);
+        return 16 * 4 * (warp < 4 ? warp * Shape::kQueryDims : 4 * Shape::kQueryDims + (warp - 4) * Shape::kSecondDims);
+    }
+    // Whether the second consumer has it, of its blocks of dimensions.
+    static __device__ __forceinline__ bool is_there(int n) { return 8 * n < Shape::kSecondDims || thread() < 128; }
+
     // Writes dQ to where a thread adds it from.
     __device__ __forceinline__ void stage_queries(const GradientShared<Shape> &shared) {
         // As in begin_sum.
         uint32_t to = shared.gradients(2);
         asm volatile("" : "+r"(to));
-        put_queries(to + thread() / 32 * Shape::kWarpBytes);
+        put_queries(to + query_place());
         fence_for_tensor_cores();
         release(shared.staging_full());
     }
@@ -164,6 +179,7 @@ struct FastConsumer : GradientConsumer<T, Shape> {
     __device__ __forceinline__ void put_queries(uint32_t to) {
 #pragma unroll
         for (int n = 0; n < Shape::kQueryDims / 8; ++n) {
+            if (!is_there(n)) break;
             store_four(to + n * 512 + lane() * 16, of_queries[4 * n], of_queries[4 * n + 1], of_queries[4 * n + 2],
                        of_queries[4 * n + 3]);
         }
@@ -171,22 +187,22 @@ struct FastConsumer : GradientConsumer<T, Shape> {
 
     // Adds dQ to a tile of the slab. `staging`: shared memory of all warps.
     __device__ __forceinline__ void add_queries(float *slab, int tile, uint32_t staging) {
-        constexpr int kWarpFloats = Shape::kWarpBytes / 4;
         // As in begin_sum.
         asm volatile("" : "+r"(tile));
-        float *const to = slab + (static_cast<int64_t>(tile) * 8 + thread() / 32) * kWarpFloats;
+        float *const to = slab + static_cast<int64_t>(tile) * (Shape::kQueryBytes / 4) + query_place() / 4;
         if constexpr (Shape::kBulk) {
-            const uint32_t from = staging + thread() / 32 * Shape::kWarpBytes;
+            const uint32_t from = staging + query_place();
             // The tile before is long there; but the copy engine may still read it.
             if (lane() == 0) wait_for_bulk_reads();
             __syncwarp();
             put_queries(from);
             fence_for_tensor_cores();
             __syncwarp();
-            if (lane() == 0) begin_bulk_add(to, from, Shape::kWarpBytes);
+            if (lane() == 0) begin_bulk_add(to, from, query_bytes());
         } else {
 #pragma unroll
             for (int n = 0; n < Shape::kQueryDims / 8; ++n) {
+                if (!is_there(n)) break;
                 add_four(to + n * 128 + lane() * 4, of_queries[4 * n], of_queries[4 * n + 1], of_queries[4 * n + 2],
                          of_queries[4 * n + 3]);
             }
@@ -200,11 +216,17 @@ class FastTurn {
     static_assert(kFirstStages == 2 || kFirstStages == 3, "others need another period");
     static_assert(kItemSlots == 2, "slots and parities of items are a bit each");
     static constexpr unsigned kPeriod = kFirstStages == 3 ? 12 : 4;
-    unsigned state = 0;  // tiles, up to the period of all that follows; and from bit 4 on items
+    unsigned state;  // tiles, up to the period of all that follows; from bit 4 on items; in the last bit which consumer this is
 
     __device__ __forceinline__ unsigned tiles() const { return state % 16; }
 
 public:
+    // The same for all of a warp, which the assembler sees of a shuffle alone: addresses that follow are then found by the warp, not by
+    // threads, and products begin one after the other without waiting for them.
+    __device__ __forceinline__ explicit FastTurn(unsigned consumer) : state(__shfl_sync(0xffffffff, consumer << 31, 0)) {}
+
+    __device__ __forceinline__ uint32_t consumer() const { return state >> 31; }
+
     // Of Q.
     __device__ __forceinline__ int query() const { return tiles() % kFirstStages; }
     __device__ __forceinline__ int query_parity() const { return tiles() / kFirstStages % 2; }
@@ -234,13 +256,13 @@ struct FastSums {
                                                const GradientItem *items, const float *numbers) {
         static_assert(Shape::kSecondStages == 2, "dO and dS take turns together");
         const longrope_attention_backward_params &b = h.backward;
-        FastTurn<Shape::kFirstStages> place;
+        FastTurn<Shape::kFirstStages> place(threadIdx.x / 128 - 1);
         FastConsumer<T, Shape> mine;
-        const auto my_rows = [&](int which) { return shared.row_tile(which) + (thread_again() / 128 - 1) * 64 * 128; };
+        const auto my_rows = [&](int which) { return shared.row_tile(which) + place.consumer() * 64 * 128; };
         const auto begin_queries_before = [&] {
             barrier_wait(shared.gradients_full(), place.out_before());
             wgmma_fence();
-            mine.begin_of_queries(shared.gradients(place.out_before()), shared.row_tile(0));
+            mine.begin_of_queries(shared.gradients(place.out_before()), shared.row_tile(0), place.consumer());
         };
         // Of the tile before another.
         const auto add_queries = [&](const GradientItem &item, int tile) {
@@ -272,11 +294,13 @@ struct FastSums {
                         wgmma_fence();
                         mine.begin_of_logits(shared.column_tile(0, place.query_before()));
                     }
+                    // Here, since what is in shared memory takes a while to be read.
+                    const bool masked = tile < item.full_first || tile >= item.full_end;
                     wgmma_wait<kFirst ? 0 : 1>();
                     hold(mine.flat(mine.x));
                     if (!kFirst) begin_queries_before();
                     const float c = copysignf(b.attention.scale_log2, b.scale);
-                    if (tile < item.full_first || tile >= item.full_end) mine.mask(item, tile * Shape::kColumns, c);
+                    if (masked) mine.mask(item, tile * Shape::kColumns, c);
                     mine.weigh(numbers + place.query() * Shape::kColumns, c);
                     mine.make_weights_here();
                     if (!kFirst) {

@@ -7,17 +7,18 @@
 
 namespace longrope {
 
-// Begins to load a tile of kRows rows: 64 dimensions after the other. Its bytes are expected at the barrier before.
+// Begins to load a tile of kRows rows: 64 dimensions after the other, zeros beyond those that there are. Its bytes are expected at the
+// barrier before.
 template <int kDim, int kRows>
 __device__ __forceinline__ void load_boxes(uint32_t to, const longrope_tensor_map &map, const BoxPlace &place, uint32_t barrier) {
 #pragma unroll
-    for (int part = 0; part < kDim / 64; ++part) load_box(to + part * kRows * 128, map, part * 64, place, barrier);
+    for (int part = 0; part < (kDim + 63) / 64; ++part) load_box(to + part * kRows * 128, map, part * 64, place, barrier);
 }
 
 // Clears the rows of a tile of kRows from `first` on, by a warp.
 template <int kDim, int kRows>
 __device__ __forceinline__ void clear_boxes(uint32_t tile, int first, int lane) {
-    for (int part = 0; part < kDim / 64; ++part) {
+    for (int part = 0; part < (kDim + 63) / 64; ++part) {
         for (int at = first * 128 + lane * 16; at < kRows * 128; at += 512) {
             asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(tile + part * kRows * 128 + at), "r"(0) : "memory");
         }

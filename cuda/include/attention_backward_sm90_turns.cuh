@@ -118,7 +118,7 @@ struct Adder {
     // wait for it.
     template <class Shape, class Shared>
     __device__ __forceinline__ bool add(const longrope_attention_backward_sm90_params &h, const Shared &shared, const GradientItem &item) {
-        constexpr int kTileBytes = 8 * Shape::kWarpBytes;
+        constexpr int kTileBytes = Shape::kQueryBytes;
         wait_for_tile<Shape>(h, item);
         fence_for_copy_engine();
         barrier_wait(shared.staging_full(), parity);

@@ -212,13 +212,14 @@ impl FastKernel {
     }
 }
 
-/// Columns, and tiles of Q and of dO in the rings, as in the sources' `FastShape`.
+/// The dimensions of a row of a tile in shared memory, columns, and tiles of Q and of dO in the rings, as in the sources' `FastShape`.
+/// Those with tiles as wide are in one image.
 macro_rules! fast {
-    ($dim:literal, $columns:literal, $first_stages:literal, $second_stages:literal) => {
+    ($dim:literal, $tile_dim:literal, $columns:literal, $first_stages:literal, $second_stages:literal) => {
         FastKernel {
-            image: concat!("attention_backward_sm90_fast_d", $dim),
-            kernel: fast!(@ $dim, "fast", 128, 384, fast!(@ $dim, $columns, $first_stages, $second_stages)),
-            in_turn: fast!(@ $dim, "turns", 128, 384, fast!(@ $dim, $columns, $first_stages, $second_stages)),
+            image: concat!("attention_backward_sm90_fast_d", $tile_dim),
+            kernel: fast!(@ $dim, "fast", 128, 384, fast!(bytes $dim, $tile_dim, $columns, $first_stages, $second_stages)),
+            in_turn: fast!(@ $dim, "turns", 128, 384, fast!(bytes $dim, $tile_dim, $columns, $first_stages, $second_stages)),
             items: fast!(@ $dim, "items", 128, 128, 0),
             slab: fast!(@ $dim, "slab_queries", $columns, 2 * $columns, 0),
             key_slab: fast!(@ $dim, "slab_keys", $columns, 2 * $columns, 0),
@@ -227,9 +228,9 @@ macro_rules! fast {
         }
     };
     // Alignment, keys and values, the rings, two places for gradients of logits, and dQ on its way.
-    (@ $dim:literal, $columns:literal, $first_stages:literal, $second_stages:literal) => {
-        1024 + 4 * $dim * 128
-            + 2 * $dim * $columns * ($first_stages + $second_stages)
+    (bytes $dim:literal, $tile_dim:literal, $columns:literal, $first_stages:literal, $second_stages:literal) => {
+        1024 + 4 * $tile_dim * 128
+            + 2 * $tile_dim * $columns * ($first_stages + $second_stages)
             + 2 * 2 * 128 * $columns
             + 4 * $columns * $dim
     };
@@ -243,7 +244,7 @@ macro_rules! fast {
     };
 }
 
-static FAST: [FastKernel; 2] = [fast!(64, 64, 3, 2), fast!(128, 64, 3, 2)];
+static FAST: [FastKernel; 3] = [fast!(64, 64, 64, 3, 2), fast!(96, 128, 64, 3, 2), fast!(128, 128, 64, 3, 2)];
 
 /// The kernel that makes all gradients, for bf16 and a head dimension, if there is one.
 pub(super) fn fast(head_dim: usize) -> Option<&'static FastKernel> {
@@ -277,13 +278,15 @@ pub(in crate::ops) fn families() -> Vec<Family> {
             only_on: Some((9, 0)),
         }
     };
-    let fast = |instance: &FastKernel| Family {
-        image: instance.image,
-        kernels: instance.all().map(|kernel| kernel.name).to_vec(),
-        shared_bytes: instance.kernel.shared_bytes,
+    // Instances that follow each other may share an image.
+    let fast = |instances: &[FastKernel]| Family {
+        image: instances[0].image,
+        kernels: instances.iter().flat_map(FastKernel::all).map(|kernel| kernel.name).collect(),
+        shared_bytes: instances.iter().map(|instance| instance.kernel.shared_bytes).max().unwrap_or(0),
         only_on: Some((9, 0)),
     };
-    PORTABLE.iter().map(family).chain(HOPPER.iter().map(hopper)).chain(FAST.iter().map(fast)).collect()
+    let images = FAST.chunk_by(|a, b| a.image == b.image);
+    PORTABLE.iter().map(family).chain(HOPPER.iter().map(hopper)).chain(images.map(fast)).collect()
 }
 
 #[cfg(test)]
@@ -324,9 +327,15 @@ mod tests {
 
     #[test]
     fn the_kernel_for_all_gradients_is_the_smallest_that_holds_the_head_dimension() {
-        for (head_dim, padded) in
-            [(8, Some(64)), (64, Some(64)), (72, Some(128)), (128, Some(128)), (136, None)]
-        {
+        for (head_dim, padded) in [
+            (8, Some(64)),
+            (64, Some(64)),
+            (72, Some(96)),
+            (96, Some(96)),
+            (104, Some(128)),
+            (128, Some(128)),
+            (136, None),
+        ] {
             let kernel = fast(head_dim);
             assert_eq!(kernel.map(|kernel| kernel.dim), padded, "{head_dim}");
             if let Some(FastKernel { kernel, slab, key_slab, columns, dim, .. }) = kernel {
