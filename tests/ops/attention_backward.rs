@@ -296,18 +296,29 @@ fn without_queries_or_keys_their_addresses_are_not_needed() {
     assert_eq!(none(&[Kind::Keys]), Ok(()));
 }
 
+/// Gives all tensors of 16 bits the type f16.
+fn make_f16(tensors: &mut AttentionBackwardTensors) {
+    for (_, field, _) in FIELDS.iter().filter(|(_, _, kind)| *kind != Kind::Rows) {
+        field(tensors).dtype = Dtype::F16;
+    }
+}
+
+/// Bytes of a counter, and what the parts of a workspace are aligned to.
+const COUNTER: usize = 128;
+
 #[test]
 fn a_workspace_holds_delta_where_it_is_not_brought_and_what_hopper_s_kernels_need() {
-    // Counters; and sums of two gradients of 128 rows for each block.
-    let (counters, sums) = (128, |dim: usize| 144 * 2 * 128 * dim * 4);
+    // The two kernels for f16: a counter; and sums of two gradients of 128 rows for each block.
+    let sums = |dim: usize| 144 * 2 * 128 * dim * 4;
     let (attention, mut tensors) = right();
-    assert_eq!(attention.workspace_size(&tensors), Ok(4 * 2 * 5 * 4 + counters));
+    make_f16(&mut tensors);
+    assert_eq!(attention.workspace_size(&tensors), Ok(4 * 2 * 5 * 4 + COUNTER));
     resize(&mut tensors, &[Kind::Queries, Kind::Rows], 1, 1 << 20);
-    assert_eq!(attention.workspace_size(&tensors), Ok(4 * 2 * (1 << 20) * 4 + counters + sums(64)));
+    assert_eq!(attention.workspace_size(&tensors), Ok(4 * 2 * (1 << 20) * 4 + COUNTER + sums(64)));
     tensors.delta = Some(tensors.lse);
-    assert_eq!(attention.workspace_size(&tensors), Ok(counters + sums(64)));
+    assert_eq!(attention.workspace_size(&tensors), Ok(COUNTER + sums(64)));
     resize(&mut tensors, &[Kind::Queries, Kind::Keys], 3, 128);
-    assert_eq!(attention.workspace_size(&tensors), Ok(counters + sums(128)));
+    assert_eq!(attention.workspace_size(&tensors), Ok(COUNTER + sums(128)));
     // These Hopper's kernels don't take: the portable ones need nothing.
     resize(&mut tensors, &[Kind::Queries, Kind::Keys], 3, 256);
     assert_eq!(attention.workspace_size(&tensors), Ok(0));
@@ -316,8 +327,41 @@ fn a_workspace_holds_delta_where_it_is_not_brought_and_what_hopper_s_kernels_nee
     assert_eq!(attention.workspace_size(&tensors), Ok(0));
     // Without queries the gradients of keys are still written.
     let (attention, mut tensors) = right();
+    make_f16(&mut tensors);
     resize(&mut tensors, &[Kind::Queries, Kind::Rows], 1, 0);
-    assert_eq!(attention.workspace_size(&tensors), Ok(counters));
+    assert_eq!(attention.workspace_size(&tensors), Ok(COUNTER));
+}
+
+#[test]
+fn a_workspace_for_the_one_kernel_of_bf16_has_room_for_f32_gradients_and_for_their_order() {
+    // Of so many key heads, each with two query heads and one tile of 128 keys: dQ, dK and dV in f32; and where sums have an
+    // order a counter of 4 bytes for each tile of 64 queries, another for each of keys, and 160 bytes for each block.
+    let needs = |heads: usize, query_tiles: usize, dim: usize, in_turn: bool| {
+        let gradients = [heads * 2 * query_tiles * 64 * dim * 4, heads * 2 * 128 * dim * 4];
+        let order = [heads * 2 * query_tiles * 4, heads * 4, heads * 2 * 160]
+            .map(|bytes| bytes.next_multiple_of(COUNTER));
+        2 * COUNTER + gradients.iter().sum::<usize>() + if in_turn { order.iter().sum() } else { 0 }
+    };
+    let (attention, mut tensors) = right();
+    let delta = 4 * 2 * 5 * 4;
+    assert_eq!(attention.workspace_size(&tensors), Ok(delta + needs(4, 1, 64, true)));
+    tensors.delta = Some(tensors.lse);
+    assert_eq!(attention.workspace_size(&tensors), Ok(needs(4, 1, 64, true)));
+    let fast = AttentionBackward { fast: true, ..attention };
+    assert_eq!(fast.workspace_size(&tensors), Ok(needs(4, 1, 64, false)));
+    for (head_dim, padded) in [(64, 64), (72, 96), (96, 96), (104, 128), (128, 128)] {
+        resize(&mut tensors, &[Kind::Queries, Kind::Keys], 3, head_dim);
+        assert_eq!(attention.workspace_size(&tensors), Ok(needs(4, 1, padded, true)), "{head_dim}");
+    }
+    // Of 1,048,576 queries one key head at a time, and sums of 128 rows for each block.
+    resize(&mut tensors, &[Kind::Queries, Kind::Rows], 1, 1 << 20);
+    tensors.delta = Some(tensors.lse);
+    let sums = 144 * 2 * 128 * 128 * 4;
+    assert_eq!(attention.workspace_size(&tensors), Ok(needs(1, 1 << 14, 128, true) + sums));
+    // Without queries the gradients of keys are still written.
+    let (attention, mut tensors) = right();
+    resize(&mut tensors, &[Kind::Queries, Kind::Rows], 1, 0);
+    assert_eq!(attention.workspace_size(&tensors), Ok(needs(4, 0, 64, true)));
 }
 
 /// A delta that is right, and what is said of it after a change.
