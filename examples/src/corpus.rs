@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::files;
+use crate::model::{Origin, TrainedOn};
 
 /// The part of the manifest that concerns texts.
 #[derive(Deserialize)]
@@ -41,18 +42,22 @@ pub struct Text {
     pub path: PathBuf,
 }
 
-/// The texts of `manifest` with the names that a flag gives, which `model` may be measured on: those whose role is eval, and those of role train
-/// that the manifest's entry of this very model says it was not trained on (the role is that of the bundled model). Without
-/// names, those of role eval that are committed.
+/// The texts of `manifest` with the names that a flag gives, which a model may be measured on: those whose role is eval, and those
+/// of role train that neither the model nor its adapter was trained on, as the manifest's entry of this very model and the
+/// adapter's folder say (the role is that of the bundled model). Without names, those of role eval that are committed.
 ///
 /// # Errors
 /// A name that the manifest does not have, a text that may not be measured on, or one that was not fetched.
-pub fn eval_texts(manifest: &Path, (flag, names): (&str, &[String]), model: &Path) -> Result<Vec<Text>> {
+pub fn eval_texts(manifest: &Path, (flag, names): (&str, &[String]), origin: &Origin) -> Result<Vec<Text>> {
     let json = files::read_text(manifest)?;
     let listed: Manifest = serde_json::from_str(&json)
         .with_context(|| format!("{}: not a valid manifest of texts", manifest.display()))?;
     let root = manifest.parent().and_then(Path::parent).unwrap_or(Path::new(""));
     let text = |entry: &Entry| Text { name: entry.name.clone(), path: root.join(&entry.path) };
+    let by_adapter = match &origin.adapter {
+        Some(dir) => TrainedOn::of(dir)?.map(|trained_on| trained_on.texts),
+        None => Some(Vec::new()),
+    };
     if names.is_empty() {
         let committed = listed.texts.iter().filter(|entry| entry.role == "eval" && entry.committed);
         return Ok(committed.map(text).collect());
@@ -66,11 +71,16 @@ pub fn eval_texts(manifest: &Path, (flag, names): (&str, &[String]), model: &Pat
             };
             let unseen = || {
                 let same = |path: &Path| {
-                    path.canonicalize().ok().filter(|path| model.canonicalize().ok().as_ref() == Some(path))
+                    path.canonicalize()
+                        .ok()
+                        .filter(|path| origin.model.canonicalize().ok().as_ref() == Some(path))
                 };
                 let own = listed.models.iter().find(|own| same(&root.join(&own.path)).is_some());
                 let trained_on = own.and_then(|own| own.trained_on.as_ref());
-                entry.role == "train" && trained_on.is_some_and(|texts| !texts.contains(&entry.name))
+                let not_in = |texts: &Vec<String>| !texts.contains(&entry.name);
+                entry.role == "train"
+                    && trained_on.is_some_and(not_in)
+                    && by_adapter.as_ref().is_some_and(not_in)
             };
             ensure!(
                 entry.role == "eval" || unseen(),
@@ -84,8 +94,8 @@ pub fn eval_texts(manifest: &Path, (flag, names): (&str, &[String]), model: &Pat
         .collect()
 }
 
-/// The texts of `manifest` with these names that may be trained on, whose role is train or search, or files of these paths. Without
-/// names, those of these roles that are committed.
+/// The texts of `manifest` with these names that may be trained on, whose role is train or search, or files of these paths (by the
+/// manifest's name, if it is one of its). Without names, those of these roles that are committed.
 ///
 /// # Errors
 /// What is neither a name of the manifest nor a file, a text whose role is another, or one that was not fetched.
@@ -131,6 +141,7 @@ pub fn train_texts(manifest: &Path, names: &[String]) -> Result<Vec<Text>> {
                         entry.name,
                         entry.role
                     );
+                    return Ok(Text { name: entry.name.clone(), path });
                 }
                 Ok(Text { name: name.clone(), path })
             }
@@ -147,6 +158,12 @@ pub struct Window<'a> {
     pub start: usize,
     /// The tokens.
     pub tokens: &'a [u32],
+}
+
+/// The texts one after the other as one, for windows longer than each.
+pub fn joined(texts: Vec<(String, Vec<u32>)>) -> (String, Vec<u32>) {
+    let (names, tokens): (Vec<String>, Vec<Vec<u32>>) = texts.into_iter().unzip();
+    (names.join(" + "), tokens.concat())
 }
 
 /// `count` windows of `length` tokens, none of which shares a token with another. They are fixed by the lengths alone: as
@@ -238,12 +255,12 @@ mod tests {
         let a = Text { name: "a".into(), path: dir.path().join("data/a.txt") };
         for names in [vec![], vec!["a".into()]] {
             assert_eq!(
-                eval_texts(&manifest, ("--text", &names), Path::new("m")).unwrap(),
+                eval_texts(&manifest, ("--text", &names), &Path::new("m").into()).unwrap(),
                 std::slice::from_ref(&a)
             );
         }
         let message = |name: &str| {
-            eval_texts(&manifest, ("--text", &[name.into()]), Path::new("m")).unwrap_err().to_string()
+            eval_texts(&manifest, ("--text", &[name.into()]), &Path::new("m").into()).unwrap_err().to_string()
         };
         assert!(message("b").ends_with("its role is search"), "{}", message("b"));
         assert!(message("c").ends_with("scripts/fetch-texts makes it"), "{}", message("c"));
@@ -255,7 +272,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let manifest = manifest(dir.path());
         let texts = |model: &str| {
-            eval_texts(&manifest, ("--text", &["t".into()]), &dir.path().join("data").join(model))
+            let origin = Origin::from(&*dir.path().join("data").join(model));
+            eval_texts(&manifest, ("--text", &["t".into()]), &origin)
         };
         assert_eq!(texts("m.gguf").unwrap()[0].name, "t");
         // Trained on it, nobody knows, and not in the manifest.
@@ -264,8 +282,22 @@ mod tests {
             assert!(message.ends_with("its role is train"), "{message}");
         }
         // What was searched on is for no model.
-        let search = eval_texts(&manifest, ("--text", &["b".into()]), &dir.path().join("data/m.gguf"));
+        let mut origin = Origin::from(&*dir.path().join("data/m.gguf"));
+        let search = eval_texts(&manifest, ("--text", &["b".into()]), &origin);
         assert!(search.unwrap_err().to_string().ends_with("its role is search"));
+        // With an adapter, it must not have seen it either.
+        let adapter = dir.path().join("adapter");
+        std::fs::create_dir(&adapter).unwrap();
+        origin.adapter = Some(adapter.clone());
+        let texts = || eval_texts(&manifest, ("--text", &["t".into()]), &origin);
+        assert!(texts().unwrap_err().to_string().ends_with("its role is train"));
+        let record = adapter.join("trained_on.json");
+        std::fs::write(&record, r#"{ "texts": ["b"] }"#).unwrap();
+        assert_eq!(texts().unwrap()[0].name, "t");
+        std::fs::write(&record, r#"{ "texts": ["b", "t"] }"#).unwrap();
+        assert!(texts().unwrap_err().to_string().ends_with("its role is train"));
+        std::fs::write(&record, "[]").unwrap();
+        assert!(texts().unwrap_err().to_string().ends_with("trained_on.json: not valid"));
     }
 
     #[test]
@@ -287,7 +319,7 @@ mod tests {
         assert!(message("x").starts_with("--text: x is not valid; expected a file, or a text of"));
         // By its path it is the same text.
         let path = dir.path().join("data/b.txt");
-        assert!(names(&[path.to_str().unwrap()]).is_ok());
+        assert_eq!(names(&[path.to_str().unwrap()]).unwrap(), ["b"]);
         let path = dir.path().join("data/a.txt");
         assert!(message(path.to_str().unwrap()).ends_with("the role of a is eval"));
     }
@@ -311,6 +343,15 @@ mod tests {
             message.starts_with("15 windows of 10 tokens") && message.contains("only 14 do"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_window_of_joined_texts_goes_from_one_into_the_next() {
+        let texts = vec![("a".to_owned(), vec![1, 2, 3]), ("b".to_owned(), vec![4, 5])];
+        assert!(windows(&texts, 5, 1).is_err());
+        let joined = [joined(texts)];
+        let window = windows(&joined, 5, 1).unwrap()[0];
+        assert_eq!((window.text, window.start, window.tokens), ("a + b", 0, &[1, 2, 3, 4, 5][..]));
     }
 
     #[test]

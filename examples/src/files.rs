@@ -1,10 +1,11 @@
 //! Reading and writing files, with the path in every error, and nothing half written.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
 
 /// Larger texts and configurations are refused rather than loaded.
 const MAX_TEXT_BYTES: u64 = 1 << 30;
@@ -19,6 +20,28 @@ pub fn read_text(path: &Path) -> Result<String> {
     );
     let bytes = fs::read(path).with_context(|| format!("{}: can't be read", path.display()))?;
     String::from_utf8(bytes).with_context(|| format!("{}: not UTF-8 text", path.display()))
+}
+
+/// Adds a file's bytes to a hash.
+pub fn add_to(hash: &mut Sha256, path: &Path) -> Result<()> {
+    let mut file = File::open(path).with_context(|| format!("{}: can't be read", path.display()))?;
+    io::copy(&mut file, &mut HashWriter(hash))
+        .with_context(|| format!("{}: can't be read", path.display()))?;
+    Ok(())
+}
+
+/// Lets `io::copy` feed a hash.
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Replaces `path` by a file with `contents`, or leaves it as it was: the new file is written aside, flushed to disk,

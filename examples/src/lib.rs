@@ -1,5 +1,7 @@
 //! What the drivers share: a Llama on candle, texts, perplexity, the search run, tables and plots.
 
+pub mod arguments;
+pub mod choices;
 pub mod convergence;
 pub mod convert;
 pub mod corpus;

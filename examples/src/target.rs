@@ -144,6 +144,54 @@ impl Target {
         Ok(Some(Schedule::new(*schedule.geometry(), buckets)?))
     }
 
+    /// The candidate that a configuration stands for, with its attention factor where that is `searched`. One for another length
+    /// is brought to this one: each factor is raised to the power by which the logarithm of the scale grows, and the attention
+    /// factor keeps its ratio to LongRoPE's rule. Factors are held within 1 and `maximum`, and to rise where they are to be
+    /// `monotone`.
+    ///
+    /// # Errors
+    /// Factors of another model, or for no more than what is extended.
+    pub fn start(
+        &self,
+        rope: &RopeConfig,
+        (maximum, monotone): (f64, bool),
+        searched: bool,
+    ) -> Result<Candidate> {
+        let (own, found) = (self.base.geometry(), rope.geometry());
+        ensure!(found == own, "{found:?} is not valid; expected factors for that of the model, {own:?}");
+        let (from, earlier) = match &self.purpose {
+            Purpose::Further(earlier) => (earlier.max_length(), earlier.divisors(earlier.max_length())),
+            _ => (own.original_length(), vec![1.0; own.pairs()]),
+        };
+        let to = rope.max_length();
+        let same = to == self.length as u64;
+        ensure!(
+            same || (to > from && self.scale() > 1.0),
+            "factors for {to} tokens are not valid; expected more than {from} tokens, or {} as --length",
+            self.length
+        );
+        let power = if same { 1.0 } else { self.scale().ln() / (to as f64 / from as f64).ln() };
+        let relative = rope.divisors(to).into_iter().zip(earlier).map(|(factor, earlier)| factor / earlier);
+        let mut least = 1f64;
+        let factors = relative
+            .map(|factor| {
+                let factor = if same { factor } else { factor.powf(power) }.clamp(least, maximum);
+                least = if monotone { factor } else { 1.0 };
+                factor
+            })
+            .collect();
+        let rule = |length: u64| {
+            let scale = methods::scale(&self.base, length as usize);
+            rescale::longrope_attention_factor(scale, own.original_length())
+        };
+        let attention_factor = match same {
+            true => rope.attention_factor(),
+            false => rope.attention_factor() / rule(to) * self.rule(),
+        };
+        let first_tokens = rope.first_tokens();
+        Ok(Candidate { factors, first_tokens, attention_factor: searched.then_some(attention_factor) })
+    }
+
     /// What a recovery begins with, none of it beyond `maximum`: no interpolation, or the usual methods beyond the original
     /// length, then the schedule's longest factors, weakened (each to a power below 1) to what is allowed and to half of that
     /// in logarithms. With the attention factor of the longest where it is `searched`.
@@ -264,6 +312,43 @@ mod tests {
         assert!(seeds.iter().all(|seed| seed.factors.is_sorted()));
         assert_eq!(seeds[1].attention_factor, Some(extended().attention_factor()));
         assert_eq!(target.recovery_seeds(Vec::new(), 8.0, false)[1], candidate([1.0, 1.5, 3.0, 5.0], None));
+    }
+
+    #[test]
+    fn a_configuration_to_begin_with_is_brought_to_the_length() {
+        let found = candidate([1.0, 1.5, 3.0, 4.0], Some(1.3));
+        let close = |a: &Candidate, b: &Candidate| {
+            let [mut a, mut b] = [a, b].map(|candidate| candidate.factors.clone());
+            a.extend([1.0]);
+            b.extend([1.0]);
+            a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-12)
+        };
+        let target = |length, purpose| Target::new(&base(), length, purpose).unwrap();
+        let bounds = (100.0, true);
+        // Of the same length it is what it was.
+        let extend = target(1024, Purpose::Extend);
+        let rope = extend.rope(&found).unwrap();
+        assert_eq!(extend.start(&rope, bounds, true).unwrap(), found);
+        assert_eq!(extend.start(&rope, bounds, false).unwrap().attention_factor, None);
+        // Of 4 times the context, for 16 times: squares.
+        let longer = target(4096, Purpose::Extend);
+        let start = longer.start(&rope, bounds, true).unwrap();
+        assert!(close(&start, &candidate([1.0, 2.25, 9.0, 16.0], None)), "{start:?}");
+        let ratio = start.attention_factor.unwrap() / longer.rule();
+        assert!((ratio - 1.3 / extend.rule()).abs() < 1e-12);
+        // Of a second search, what multiplies the first one's factors: 8 times its length, from twice.
+        let first = extended();
+        let further = |length| target(length, Purpose::Further(extended()));
+        let second = further(2048).rope(&candidate([1.0, 1.0, 2.0, 2.0], None)).unwrap();
+        let start = further(8192).start(&second, bounds, false).unwrap();
+        assert!(close(&start, &candidate([1.0, 1.0, 8.0, 8.0], None)), "{start:?}");
+        // Factors that fall, or are too large.
+        let falling = extend.rope(&candidate([1.0, 3.0, 2.0, 4.0], None)).unwrap();
+        let start = |bounds| extend.start(&falling, bounds, false).unwrap().factors;
+        assert_eq!(start((3.5, true)), [1.0, 3.0, 3.0, 3.5]);
+        assert_eq!(start((3.5, false)), [1.0, 3.0, 2.0, 3.5]);
+        let refused = further(8192).start(&first, bounds, false).unwrap_err().to_string();
+        assert!(refused.starts_with("factors for 1024 tokens are not valid; expected more than 1024 tokens"));
     }
 
     #[test]

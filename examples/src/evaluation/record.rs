@@ -1,7 +1,7 @@
 //! What was measured already, on disk, so that a run that was cut short goes on.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::files;
-use crate::model::{AttentionKind, Place};
-use crate::search_run::{add_model, add_place};
+use crate::model::{AttentionKind, Origin, Place};
+use crate::search_run::add_place;
 
 /// How often the file is written.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -47,13 +47,13 @@ impl Record {
     /// The model or the file can't be read.
     pub fn open(
         path: PathBuf,
-        model: &Path,
+        model: &Origin,
         place: &Place,
         attention: AttentionKind,
         resumed: bool,
     ) -> Result<Self> {
         let mut common = Sha256::new();
-        add_model(&mut common, model)?;
+        model.add_to(&mut common)?;
         add_place(&mut common, place);
         common.update(attention.to_string());
         let entries = match resumed && path.exists() {

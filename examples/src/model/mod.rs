@@ -1,21 +1,28 @@
 //! A Llama for evaluation: Hugging Face directories and GGUF files, any rotary scaling, on the CPU in f32 or on a GPU in 16
 //! bits.
 
+pub(crate) mod adapter;
 mod attention;
 mod config;
 mod gguf;
 mod llama;
 pub mod ops;
+mod origin;
 mod place;
+mod projection;
 mod timing;
 mod tokenizer;
 mod weights;
 
+pub use adapter::{LoraAdapter, TrainedOn};
 pub use attention::AttentionKind;
 pub(crate) use attention::COMPOSED_ROWS;
 pub use config::LlamaConfig;
 pub use llama::Llama;
+pub use origin::Origin;
 pub use place::{DeviceKind, Place, WeightType};
+pub use projection::Projection;
+pub(crate) use projection::half_split;
 pub use timing::{Part, Split};
 pub use weights::Weights;
 
@@ -32,11 +39,7 @@ pub fn load(path: &Path) -> Result<(Llama, Tokenizer)> {
 
 /// As [`load`], to run at `place`.
 pub fn load_at(path: &Path, place: &Place) -> Result<(Llama, Tokenizer)> {
-    let Opened { config, weights, tokenizer, .. } = open(path)?;
-    let model = Llama::new(config, &*weights, place);
-    // A directory's errors name the file in it.
-    let model = if path.is_file() { model.with_context(|| format!("{}", path.display()))? } else { model? };
-    Ok((model, tokenizer))
+    Origin::from(path).load_at(place)
 }
 
 /// A model on disk: its weights are there to be read.

@@ -4,7 +4,7 @@ mod checkpoint;
 mod fingerprint;
 
 pub use checkpoint::CheckpointFile;
-pub(crate) use fingerprint::{add_model, add_place};
+pub(crate) use fingerprint::add_place;
 
 use std::fmt::{self, Display, Formatter};
 use std::str::FromStr;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use longrope::scaling::hf::Generation;
 use serde_json::{Value, json};
 
@@ -14,7 +14,8 @@ use super::parameters::check_value;
 use super::safetensors;
 use crate::convert::{self, Loss, Source};
 use crate::files;
-use crate::model::{LlamaConfig, Opened};
+use crate::model::adapter::{self, PEFT};
+use crate::model::{LlamaConfig, LoraAdapter, Opened, TrainedOn};
 
 /// Files beside a model's weights that its tokenizer and its defaults of generation are in.
 const COPIED: [&str; 9] = [
@@ -28,11 +29,6 @@ const COPIED: [&str; 9] = [
     "chat_template.jinja",
     "generation_config.json",
 ];
-
-const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
-const ADAPTER_CONFIG: &str = "adapter_config.json";
-/// What PEFT puts before the name of a weight.
-const PEFT: &str = "base_model.model.";
 
 /// Writes the model to `dir`: weights in the type that it computes in, with what LoRA changed; the configuration with the factors
 /// of `source`; the tokenizer. `path` is where it came from. Gives a line for everything that the configuration can't hold.
@@ -130,8 +126,14 @@ fn type_name(dtype: DType) -> &'static str {
     }
 }
 
-/// Writes the adapter to `dir`, which [`read_adapter`] and PEFT read.
-pub fn adapter(model: &TrainableLlama, lora: &Lora, base: &Path, dir: &Path) -> Result<()> {
+/// Writes the adapter to `dir`, which [`read_adapter`] and PEFT read, and what it was `trained_on` where that is known.
+pub fn adapter(
+    model: &TrainableLlama,
+    lora: &Lora,
+    base: &Path,
+    trained_on: Option<&TrainedOn>,
+    dir: &Path,
+) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("{}: can't be made", dir.display()))?;
     let tensors: Vec<_> = model
         .parameters()
@@ -151,42 +153,42 @@ pub fn adapter(model: &TrainableLlama, lora: &Lora, base: &Path, dir: &Path) -> 
         "inference_mode": true,
         "target_modules": modules,
     });
-    files::replace(&dir.join(ADAPTER_WEIGHTS), |file| {
+    files::replace(&dir.join(adapter::WEIGHTS), |file| {
         safetensors::write(file, &BTreeMap::from([("format", "pt".to_owned())]), &tensors)
     })?;
-    files::write_atomically(&dir.join(ADAPTER_CONFIG), &pretty(&config)?)
+    if let Some(trained_on) = trained_on {
+        files::write_atomically(&dir.join(adapter::TRAINED_ON), &pretty(&json!(trained_on))?)?;
+    }
+    files::write_atomically(&dir.join(adapter::CONFIG), &pretty(&config)?)
 }
 
-/// Gives the model the adapter in `dir`, which must be of the same matrices, rank and scale.
+/// Gives the model an adapter, which must be of the same matrices, rank and scale.
 ///
 /// # Errors
-/// A file that is missing or not valid, or an adapter of another kind, with its path.
-pub fn read_adapter(model: &TrainableLlama, lora: &Lora, dir: &Path) -> Result<()> {
-    let path = dir.join(ADAPTER_CONFIG);
-    let shown = || format!("{}", path.display());
-    let config: Value = serde_json::from_str(&files::read_text(&path)?)
-        .with_context(|| format!("{}: not valid JSON", shown()))?;
-    for (key, flag, expected) in [("r", "--lora", lora.rank as f64), ("lora_alpha", "--alpha", lora.alpha)] {
-        let found = config.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
-        ensure!(found == expected, "{}: {key}: {found} is not valid; expected {expected}, {flag}", shown());
+/// An adapter of another kind, with the file's path.
+pub fn read_adapter(model: &TrainableLlama, lora: &Lora, adapter: &LoraAdapter) -> Result<()> {
+    let found = [("r", adapter.rank() as f64), ("lora_alpha", adapter.alpha())];
+    let expected = [("--lora", lora.rank as f64), ("--alpha", lora.alpha)];
+    for ((key, found), (flag, expected)) in found.into_iter().zip(expected) {
+        let path = adapter.config_path();
+        ensure!(
+            found == expected,
+            "{}: {key}: {found} is not valid; expected {expected}, {flag}",
+            path.display()
+        );
     }
-    let path = dir.join(ADAPTER_WEIGHTS);
-    let shown = || format!("{}", path.display());
-    let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
-        .with_context(|| format!("{}: can't be read", shown()))?;
+    let path = adapter.weights_path();
     let expected = model.parameters().len();
     ensure!(
-        tensors.len() == expected,
+        adapter.len() == expected,
         "{}: {} tensors are not valid; expected {expected}, those of --lora-targets",
-        shown(),
-        tensors.len()
+        path.display(),
+        adapter.len()
     );
     let mut values = Vec::new();
     for parameter in model.parameters() {
-        let name = format!("{PEFT}{}", parameter.name());
-        let value = tensors.get(&name).ok_or_else(|| anyhow!("{}: {name}: missing", shown()))?;
-        let value = value.to_dtype(DType::F32)?;
-        check_value(parameter, &value).with_context(shown)?;
+        let value = adapter.get(parameter.name())?;
+        check_value(parameter, value).with_context(|| format!("{}", path.display()))?;
         values.push(value);
     }
     for (parameter, value) in model.parameters().iter().zip(values) {

@@ -13,7 +13,7 @@ use super::block::{Documents, Kept};
 use super::linear::View;
 use super::*;
 use crate::model::ops::rms_norm;
-use crate::model::{LlamaConfig, Place, Weights};
+use crate::model::{LlamaConfig, Place, Projection, Weights};
 
 /// Weights drawn anew for each name.
 struct Random(u64);

@@ -1,10 +1,7 @@
 //! The model that is trained: which of its tensors are parameters, and their first values.
 
-use std::fmt;
-
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use clap::ValueEnum;
 use longrope::descriptor::Pairing;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -13,7 +10,7 @@ use super::block::Block;
 use super::linear::{Adapter, Linear, Weight};
 use super::parameters::Parameter;
 use crate::memory;
-use crate::model::{LlamaConfig, Place, Weights};
+use crate::model::{LlamaConfig, Place, Projection, Weights, half_split};
 
 /// What is trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,63 +36,6 @@ impl Lora {
     /// By what a change is multiplied.
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
-    }
-}
-
-/// A matrix of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Projection {
-    /// Queries.
-    Q,
-    /// Keys.
-    K,
-    /// Values.
-    V,
-    /// What the attention gives.
-    O,
-    /// The gate of the feed-forward layer.
-    Gate,
-    /// The input of the feed-forward layer.
-    Up,
-    /// The output of the feed-forward layer.
-    Down,
-}
-
-impl Projection {
-    /// All of a block.
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
-
-    /// Hugging Face's name, as in `self_attn.q_proj`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Q => "self_attn.q_proj",
-            Self::K => "self_attn.k_proj",
-            Self::V => "self_attn.v_proj",
-            Self::O => "self_attn.o_proj",
-            Self::Gate => "mlp.gate_proj",
-            Self::Up => "mlp.up_proj",
-            Self::Down => "mlp.down_proj",
-        }
-    }
-
-    /// Rows and columns.
-    fn shape(self, config: &LlamaConfig) -> [usize; 2] {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let (queries, keys) = (config.query_heads * config.head_dim(), config.key_heads * config.head_dim());
-        match self {
-            Self::Q => [queries, hidden],
-            Self::K | Self::V => [keys, hidden],
-            Self::O => [hidden, queries],
-            Self::Gate | Self::Up => [inner, hidden],
-            Self::Down => [hidden, inner],
-        }
-    }
-}
-
-impl fmt::Display for Projection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = self.to_possible_value();
-        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
     }
 }
 
@@ -313,7 +253,7 @@ impl Loader<'_> {
         let matrix = format!("model.layers.{layer}.{}", projection.name());
         let name = format!("{matrix}.weight");
         let mut weight = self.weights.get(&name, &[rows, columns])?;
-        if self.interleaved && matches!(projection, Projection::Q | Projection::K) {
+        if self.interleaved && projection.is_rotated() {
             weight = half_split(&weight, self.config.head_dim())?;
         }
         let weight = self.placed(&name, weight)?;
@@ -334,11 +274,4 @@ impl Loader<'_> {
         };
         Ok(Linear { weight, adapter: Some(adapter) })
     }
-}
-
-/// The rows of a query or key matrix whose pairs are neighbours, as GGUF has them, in the order of Hugging Face.
-fn half_split(weight: &Tensor, head_dim: usize) -> Result<Tensor> {
-    let (rows, columns) = weight.dims2()?;
-    let pairs = weight.reshape((rows / head_dim, head_dim / 2, 2, columns))?;
-    Ok(pairs.transpose(1, 2)?.contiguous()?.reshape((rows, columns))?)
 }

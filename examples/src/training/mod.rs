@@ -32,7 +32,7 @@ pub use documents::documents;
 pub use export::{adapter, merged, read_adapter};
 pub use factors::Factors;
 pub use learning_rate::LearningRate;
-pub use llama::{Lora, Method, Projection, TrainableLlama};
+pub use llama::{Lora, Method, TrainableLlama};
 pub use packing::{Pack, Packing, Windows};
 pub use parameters::{Gradients, Parameter};
 pub use pass::{Loss, loss, loss_and_gradients};

@@ -9,7 +9,7 @@ use longrope_candle::Rotary;
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::{self, Place};
+use crate::model::{self, LoraAdapter, Origin, Place, Projection, TrainedOn};
 use crate::progress::Progress;
 use crate::text;
 
@@ -275,12 +275,19 @@ fn an_exported_model_has_the_losses_of_the_trained_one() {
 
         let Method::Lora(lora) = &method else { continue };
         let dir = fixture.dir.path().join("adapter");
-        adapter(model, lora, &tiny(), &dir).unwrap();
+        let texts = TrainedOn { texts: vec!["a text".into()] };
+        adapter(model, lora, &tiny(), Some(&texts), &dir).unwrap();
+        assert_eq!(TrainedOn::of(&dir).unwrap(), Some(texts));
         let again = load(&method);
-        read_adapter(&again, lora, &dir).unwrap();
+        let written = LoraAdapter::open(&dir).unwrap();
+        read_adapter(&again, lora, &written).unwrap();
         assert!(bits(&again) == bits(model));
+        // The model it began with and the adapter are the merged one.
+        let origin = Origin { model: tiny(), adapter: Some(dir) };
+        let (adapted, _) = origin.load_at(&Place::cpu()).unwrap();
+        assert_eq!(adapted.losses(held_out[0].tokens(), &own, SetChoice::ByLength(48)).unwrap(), losses);
         let other = Lora { alpha: 3.0, ..lora.clone() };
-        let message = read_adapter(&again, &other, &dir).unwrap_err().to_string();
+        let message = read_adapter(&again, &other, &written).unwrap_err().to_string();
         assert!(message.ends_with("lora_alpha: 8 is not valid; expected 3, --alpha"), "{message}");
     }
 }

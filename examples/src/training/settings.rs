@@ -10,14 +10,14 @@ use super::factors::Factors;
 use super::llama::{Method, TrainableLlama};
 use super::packing::{Pack, Windows};
 use super::run::Recipe;
-use crate::search_run::add_model;
+use crate::model::Origin;
 
 /// Flags and their values, or hashes of what they name.
 pub type Settings = Vec<(String, String)>;
 
-/// The settings of a run of the model at a path, which may begin with an adapter.
+/// The settings of a run of a model, which may begin with an adapter.
 pub fn settings(
-    (path, adapter): (&Path, Option<&Path>),
+    origin: &Origin,
     model: &TrainableLlama,
     factors: &Factors,
     windows: &Windows<'_>,
@@ -26,7 +26,7 @@ pub fn settings(
 ) -> Result<Settings> {
     let rate = recipe.learning_rate;
     let mut settings = vec![
-        ("--model", model_hash(path)?),
+        ("--model", model_hash(&origin.model)?),
         ("--text", tokens_hash(windows.documents().iter().map(Vec::as_slice))),
         ("--eval-text", tokens_hash(held_out.iter().map(Pack::tokens))),
         ("--rope-scaling", hash(factors.described()?)),
@@ -50,7 +50,7 @@ pub fn settings(
             settings.push(("--lora-targets", targets.join(",")));
         }
     }
-    let adapter = adapter.map_or(Ok("none".to_owned()), model_hash)?;
+    let adapter = origin.adapter.as_deref().map_or(Ok("none".to_owned()), model_hash)?;
     settings.push(("--adapter", adapter));
     Ok(settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
@@ -58,7 +58,7 @@ pub fn settings(
 /// Of the files of a model or an adapter.
 fn model_hash(path: &Path) -> Result<String> {
     let mut hash = Sha256::new();
-    add_model(&mut hash, path)?;
+    Origin::from(path).add_to(&mut hash)?;
     Ok(hexadecimal(hash))
 }
 

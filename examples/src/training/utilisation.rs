@@ -37,8 +37,8 @@ pub fn peak(device: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{self, Place};
-    use crate::training::{Lora, Projection};
+    use crate::model::{self, Place, Projection};
+    use crate::training::Lora;
 
     #[test]
     fn operations_are_counted_by_hand() {

@@ -3,6 +3,7 @@
 mod options;
 #[path = "../shared/paths.rs"]
 mod paths;
+mod sources;
 
 use std::fs;
 use std::path::Path;

@@ -10,19 +10,19 @@ use super::paths::repository;
 use super::{configuration, refused, start};
 
 /// A run that is to succeed, in `dir`: what it printed, and on the standard error.
-fn done(dir: &Path, arguments: &[&str]) -> (String, String) {
+pub fn done(dir: &Path, arguments: &[&str]) -> (String, String) {
     let output = start(dir, arguments);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{stderr}");
     (String::from_utf8(output.stdout).unwrap(), stderr)
 }
 
-fn file(dir: &Path, name: &str) -> String {
+pub fn file(dir: &Path, name: &str) -> String {
     fs::read_to_string(dir.join("out").join(name)).unwrap()
 }
 
 /// The value of a column of the first row of a table that begins with `start`.
-fn cell(csv: &str, start: &str, column: usize) -> f64 {
+pub fn cell(csv: &str, start: &str, column: usize) -> f64 {
     let row = csv.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}: {csv}"));
     row.split(',').nth(column).unwrap().parse().unwrap()
 }

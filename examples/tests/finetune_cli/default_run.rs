@@ -70,7 +70,7 @@ fn the_model_is_loaded_with_its_factors_and_has_the_loss_of_the_report() {
     assert_eq!((rope.max_length(), rope.geometry().original_length()), (1024, 256));
     let manifest = repository("data/manifest.json");
     let texts: Vec<(String, Vec<u32>)> =
-        corpus::eval_texts(&manifest, ("--text", &[]), &repository("data/models/tiny"))
+        corpus::eval_texts(&manifest, ("--text", &[]), &(*repository("data/models/tiny")).into())
             .unwrap()
             .into_iter()
             .map(|eval| (eval.name, text::read_tokens(&eval.path, &tokenizer).unwrap()))

@@ -7,7 +7,7 @@ use candle_core::quantized::gguf_file::Value as GgufValue;
 use longrope::scaling::hf::Generation;
 use longrope::scaling::{Bucket, Schedule, SetChoice};
 use longrope::search::Candidate;
-use longrope_drivers::model::LlamaConfig;
+use longrope_drivers::model::{LlamaConfig, Origin, Place, TrainedOn};
 use longrope_drivers::{methods, model};
 use serde_json::Value;
 
@@ -21,7 +21,10 @@ fn an_adapter_and_the_merged_model_go_on_with_the_same_loss() {
     let first = dir.path().join("first");
     let (before, after) = losses(&Flags::quick().finish_in(&first));
     assert!(after < before, "{before} before, {after} after");
-    assert_eq!(names(&first.join("adapter")), ["adapter_config.json", "adapter_model.safetensors"]);
+    assert_eq!(
+        names(&first.join("adapter")),
+        ["adapter_config.json", "adapter_model.safetensors", "trained_on.json"]
+    );
     let config: Value =
         serde_json::from_slice(&fs::read(first.join("adapter/adapter_config.json")).unwrap()).unwrap();
     assert_eq!((&config["r"], &config["lora_alpha"]), (&Value::from(4), &Value::from(8.0)));
@@ -38,6 +41,39 @@ fn an_adapter_and_the_merged_model_go_on_with_the_same_loss() {
     assert!(!merged.join("loss.svg").exists());
     let error = second.with("--lora", "5").refused();
     assert!(error.ends_with("adapter_config.json: r: 4 is not valid; expected 5, --lora"), "{error}");
+}
+
+#[test]
+fn an_adapter_of_a_gguf_model_is_measured_as_the_merged_model_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let gguf = Gguf::tiny().write(dir.path());
+    let out = dir.path().join("out");
+    // Queries and keys among them, whose rows the file has in another order than the adapter.
+    Flags::quick().with("--model", &gguf).with("--lora-targets", "q,k,up").finish_in(&out);
+    let adapter = Some(out.join("adapter"));
+    let losses = |origin: Origin| {
+        let (model, tokenizer) = origin.load_at(&Place::cpu()).unwrap();
+        let tokens = tokenizer.encode("The whale, and the sea.", false).unwrap().get_ids().to_vec();
+        let sets = model.config().rope.factor_sets(64).unwrap();
+        model.losses(&tokens, &sets, SetChoice::Short).unwrap()
+    };
+    let adapted = losses(Origin { model: gguf.clone(), adapter: adapter.clone() });
+    let merged = losses(Origin::from(&*out.join("model")));
+    let plain = losses(Origin::from(&*gguf));
+    let difference = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    // Pairs in another order are sums in another order.
+    assert!(difference(&adapted, &merged) < 1e-4, "{adapted:?} {merged:?}");
+    assert!(difference(&adapted, &plain) > 1e-2, "{adapted:?} {plain:?}");
+    // What it was trained on, and then on what else.
+    let texts = |adapter: &Path| TrainedOn::of(adapter).unwrap().unwrap().texts;
+    assert_eq!(texts(&out.join("adapter")), ["moby-dick-search"]);
+    let flags = Flags::quick().with("--model", &gguf).with("--lora-targets", "q,k,up").with("--steps", "1");
+    let own = dir.path().join("own.txt");
+    fs::write(&own, "Call me Ishmael. ".repeat(200)).unwrap();
+    let flags = flags.with("--adapter", out.join("adapter")).with("--text", &own);
+    let second = dir.path().join("second");
+    flags.finish_in(&second);
+    assert_eq!(texts(&second.join("adapter")), ["moby-dick-search", own.to_str().unwrap()]);
 }
 
 #[test]

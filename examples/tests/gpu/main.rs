@@ -11,9 +11,9 @@ use candle_core::{DType, Device, Tensor};
 use libtest_mimic::{Arguments, Failed, Trial};
 use longrope::scaling::SetChoice;
 use longrope_candle::Rotary;
-use longrope_drivers::model::{self, DeviceKind, Llama, Place, WeightType};
+use longrope_drivers::model::{self, DeviceKind, Llama, Place, Projection, WeightType};
 use longrope_drivers::training::{
-    Gradients, Lora, Method, Pack, Parameter, Projection, TrainableLlama, loss_and_gradients,
+    Gradients, Lora, Method, Pack, Parameter, TrainableLlama, loss_and_gradients,
 };
 use longrope_drivers::{memory, methods, text};
 use ops::values;

@@ -67,6 +67,12 @@ impl Flags {
         self
     }
 
+    /// The same with this flag at this value too.
+    pub fn also(mut self, name: &str, value: impl AsRef<Path>) -> Self {
+        self.0.push((name.to_owned(), Some(value.as_ref().to_str().unwrap().to_owned())));
+        self
+    }
+
     /// The same with this flag, which takes no value.
     pub fn switch(mut self, name: &str) -> Self {
         self.0.push((name.to_owned(), None));

@@ -131,6 +131,9 @@ fn another_text_is_searched_by_its_first_half_and_measured_by_its_second() {
     fs::write(&paths[1], second).unwrap();
     let halves = Flags::quick().with("--text", &paths[0]).with("--eval-text", &paths[1]).finish();
     assert_eq!(other.results(), halves.results());
+    // And as two files that are one text.
+    let joined = Flags::quick().with("--text", &paths[0]).also("--text", &paths[1]).finish();
+    assert_eq!(other.results(), joined.results());
 }
 
 #[test]

@@ -58,6 +58,32 @@ fn sets_for_shorter_contexts_come_into_one_schedule() {
 }
 
 #[test]
+fn a_search_begins_with_the_configurations_that_are_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Flags::quick().with("--eval-windows", "0").finish();
+    let path = file(dir.path(), "first.json", &first.files["rope_scaling.json"]);
+    let flags = Flags::short().with("--eval-windows", "0").with("--start", &path);
+    let again = flags.clone().with("--evaluations", "1").finish().history();
+    let found = best(&first);
+    assert_eq!(again.len(), 1);
+    assert_eq!((&again[0].factors, again[0].attention_factor), (&found.factors, found.attention_factor));
+    assert_eq!(again[0].perplexity, found.perplexity);
+    // Twice the context then, four times now: the factors squared, and then position interpolation.
+    let longer = flags.with("--length", "1024").with("--evaluations", "2").finish().history();
+    assert_eq!((longer.len(), &longer[1].factors), (2, &vec![4.0; 32]));
+    let squares = longer[0].factors.iter().zip(&found.factors);
+    assert!(
+        squares.clone().all(|(start, found)| (start - (found * found).min(5.0)).abs() < 1e-9),
+        "{squares:?}"
+    );
+
+    let other = file(dir.path(), "other.json", &first.files["rope_scaling.json"].replace("512", "300"));
+    let error =
+        Flags::short().with("--recover", &path).with("--length", "200").with("--start", &other).refused();
+    assert!(error.contains("other.json: factors for 300 tokens are not valid"), "{error}");
+}
+
+#[test]
 fn a_second_search_multiplies_the_factors_of_the_first() {
     let dir = tempfile::tempdir().unwrap();
     let first = Flags::quick().with("--eval-windows", "0").finish();

@@ -61,7 +61,7 @@ fn counts_out_of_range_are_refused() {
     for (flags, name, least) in [
         (Flags::quick(), "--windows", 1),
         (Flags::quick(), "--last", 1),
-        (Flags::quick(), "--evaluations", 3),
+        (Flags::quick(), "--evaluations", 1),
         (Flags::paper(), "--population", 3),
         (Flags::paper(), "--offspring", 1),
     ] {

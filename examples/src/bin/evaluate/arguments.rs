@@ -5,17 +5,20 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use longrope::scaling::{Geometry, RopeConfig, Schedule};
+use longrope_drivers::arguments::ModelArguments;
 use longrope_drivers::evaluation::Method;
-use longrope_drivers::model::{AttentionKind, DeviceKind, Llama, LlamaConfig, WeightType};
+use longrope_drivers::model::{AttentionKind, Llama, LlamaConfig};
 use longrope_drivers::{files, methods, report};
 
 /// Measures the perplexity of a Llama by method and length, as a mean over fixed windows with its standard error.
 #[derive(Parser)]
 #[command(version)]
 pub struct Arguments {
-    /// Model: a Hugging Face directory or a GGUF file [default: the byte-level Llama of the repository]
-    #[arg(long, value_name = "PATH")]
-    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Adapter of the model in PEFT's format, as `finetune` leaves it: its changes become part of the weights
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Text to measure on, by its name in the manifest: its role must be eval, or train where this model was not trained on
     /// it [default: those of role eval that are committed]
     #[arg(long, value_name = "NAME")]
@@ -23,6 +26,9 @@ pub struct Arguments {
     /// The manifest of the texts
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/manifest.json"))]
     pub manifest: PathBuf,
+    /// Take the texts one after the other as one, so that a window may be longer than each
+    #[arg(long, conflicts_with = "passkeys")]
+    pub join: bool,
     /// Lengths in tokens [default: the model's own context to 8 times that]
     #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
     pub lengths: Vec<usize>,
@@ -56,6 +62,9 @@ pub struct Arguments {
     /// Depths at which the key stands, spread evenly from the beginning of the text to its end
     #[arg(long, value_name = "N", default_value_t = 5, requires = "passkeys")]
     pub depths: usize,
+    /// Instead, ask what follows a passage of the texts: N questions a length, of four options each
+    #[arg(long, value_name = "N", conflicts_with_all = ["passkeys", "last", "stride", "timing", "windows"])]
+    pub choices: Option<usize>,
     /// Attention of this crate, or of candle's products and softmax
     #[arg(long, value_enum, default_value_t = AttentionKind::Fused)]
     pub attention: AttentionKind,
@@ -71,12 +80,6 @@ pub struct Arguments {
     /// Directory for the tables
     #[arg(long, value_name = "DIR", default_value = "longrope-evaluate")]
     pub output: PathBuf,
-    /// Where the model runs [default: a GPU where this build can use one, else the CPU]
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<DeviceKind>,
-    /// Type of weights and activations [default: bf16 on a GPU, f32 on the CPU]
-    #[arg(long, value_name = "TYPE")]
-    pub dtype: Option<WeightType>,
 }
 
 impl Arguments {
@@ -87,6 +90,7 @@ impl Arguments {
             ("--last", self.last.unwrap_or(1), 1),
             ("--stride", self.stride.unwrap_or(1), 1),
             ("--passkeys", self.passkeys.unwrap_or(1), 1),
+            ("--choices", self.choices.unwrap_or(1), 1),
             ("--depths", self.depths, 1),
         ] {
             ensure!(

@@ -1,11 +1,11 @@
 //! Measures the perplexity of a model under several rotary embeddings, at several lengths, on texts that nothing was searched
-//! or trained on, or the passkeys that it retrieves.
+//! or trained on; or the passkeys that it retrieves, or whether it knows what follows a passage.
 
 mod arguments;
+mod questions;
 
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
@@ -13,18 +13,12 @@ use clap::Parser;
 use longrope::scaling::SetChoice;
 use longrope_drivers::corpus::{self, Window};
 use longrope_drivers::evaluation::{self, Cell, Method, Record};
-use longrope_drivers::model::{self, AttentionKind, Llama, Place};
+use longrope_drivers::model::{self, AttentionKind, Llama, Origin, Place};
 use longrope_drivers::progress::Progress;
-use longrope_drivers::{exit, files, interrupt, memory, passkey, text};
+use longrope_drivers::{exit, files, interrupt, memory, text};
 use tokenizers::Tokenizer;
 
 use arguments::Arguments;
-
-/// The model and the texts that the repository ships.
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data");
-
-/// The prompts of every run are the same, and others than those of a search.
-const PASSKEY_SEED: u64 = 0;
 
 fn main() -> ExitCode {
     exit::code(run(&Arguments::parse()))
@@ -33,7 +27,7 @@ fn main() -> ExitCode {
 /// A run that is ready to measure.
 struct Job<'a> {
     arguments: &'a Arguments,
-    model_path: PathBuf,
+    origin: Origin,
     place: Place,
     /// Bytes that were free on the GPU, if it is one.
     memory_before: Option<u64>,
@@ -50,14 +44,14 @@ struct Job<'a> {
 fn run(arguments: &Arguments) -> Result<()> {
     interrupt::install()?;
     arguments.check()?;
-    let model_path = arguments.model.clone().unwrap_or_else(|| Path::new(DATA).join("models/tiny"));
+    let origin = arguments.model.origin(arguments.adapter.as_deref());
     let texts = match arguments.passkeys {
-        None => corpus::eval_texts(&arguments.manifest, ("--text", &arguments.text), &model_path)?,
+        None => corpus::eval_texts(&arguments.manifest, ("--text", &arguments.text), &origin)?,
         Some(_) => Vec::new(),
     };
-    let place = Place::choose(arguments.device, arguments.dtype)?;
+    let place = arguments.model.place()?;
     let memory_before = place.free_memory();
-    let (model, tokenizer) = model::load_at(&model_path, &place)?;
+    let (model, tokenizer) = origin.load_at(&place)?;
     let model = model.with_attention(arguments.attention).with_chunk(arguments.chunk);
     let config = model.config();
     let (lengths, target) = arguments.lengths(config)?;
@@ -70,32 +64,26 @@ fn run(arguments: &Arguments) -> Result<()> {
         let names: Vec<&str> = methods.iter().map(|(name, _)| name.as_str()).collect();
         ensure!(names.contains(&name.as_str()), "--against: {name} is not valid; expected one of {names:?}");
     }
-    let texts = texts
+    let mut texts = texts
         .into_iter()
         .map(|eval| Ok((eval.name, text::read_tokens(&eval.path, &tokenizer)?)))
         .collect::<Result<Vec<_>>>()?;
+    if arguments.join {
+        texts = vec![corpus::joined(texts)];
+    }
     let record = Record::open(
         arguments.output.join("measured.json"),
-        &model_path,
+        &origin,
         &place,
         arguments.attention,
         arguments.resume,
     )?;
-    let mut job = Job {
-        arguments,
-        model_path,
-        place,
-        memory_before,
-        model,
-        tokenizer,
-        lengths,
-        target,
-        methods,
-        record,
-    };
-    match arguments.passkeys {
-        Some(trials) => job.passkeys(trials),
-        None => job.perplexities(&texts),
+    let mut job =
+        Job { arguments, origin, place, memory_before, model, tokenizer, lengths, target, methods, record };
+    match (arguments.passkeys, arguments.choices) {
+        (Some(trials), _) => job.passkeys(trials),
+        (None, Some(count)) => job.choices(&texts, count),
+        (None, None) => job.perplexities(&texts),
     }
 }
 
@@ -163,48 +151,11 @@ impl Job<'_> {
         self.finish(&summary, &files)
     }
 
-    fn passkeys(&mut self, trials: usize) -> Result<()> {
-        let depths = self.arguments.depths;
-        let prompts = self
-            .lengths
-            .iter()
-            .map(|&length| passkey::prompts(&self.tokenizer, length, depths, trials, PASSKEY_SEED))
-            .collect::<Result<Vec<_>>>()?;
-        let planned = prompts.len() * self.methods.len() * depths * trials;
-        let progress = self.begin(planned)?;
-        let keys =
-            evaluation::measure_passkeys(&self.model, &self.methods, &prompts, &mut self.record, |done| {
-                progress.update(done, planned, f64::NAN)
-            });
-        self.end(&progress, keys.is_err())?;
-        let keys = keys?;
-        let mut summary = format!(
-            "Passkeys of {}: {trials} a length and depth, share retrieved (mean loss of their tokens).\nMethods are \
-             configured for {} tokens.\n\n{}{}",
-            self.name()?,
-            self.target,
-            evaluation::passkeys_text(&keys),
-            self.place.memory_line(self.memory_before),
-        );
-        if self.arguments.timing {
-            let first = prompts.iter().filter_map(|prompts| Some(prompts.first()?.tokens.as_slice()));
-            summary += &self.split(&first.collect::<Vec<_>>())?;
-        }
-        self.finish(
-            &summary,
-            &[
-                ("passkeys.txt", &summary),
-                ("passkeys.csv", &evaluation::passkeys_csv(&keys)),
-                ("passkeys.svg", &evaluation::passkeys_svg(&keys)?),
-            ],
-        )
-    }
-
     /// Says what is to be done.
     fn begin(&self, planned: usize) -> Result<Progress> {
         let output = &self.arguments.output;
         fs::create_dir_all(output).with_context(|| format!("{}: can't be made", output.display()))?;
-        eprintln!("{}: {planned} evaluations {}", self.model_path.display(), self.place);
+        eprintln!("{}: {planned} evaluations {}", self.origin, self.place);
         let progress = Progress::new("evaluations");
         progress.start(0, planned);
         Ok(progress)
@@ -223,17 +174,22 @@ impl Job<'_> {
 
     /// The model, and where and how it ran.
     fn name(&self) -> Result<String> {
-        let origin = match model::quantisation(&self.model_path)? {
+        let Origin { model, adapter } = &self.origin;
+        let quantised = match model::quantisation(model)? {
             Some(kind) => format!(", dequantised from {kind}"),
             None => String::new(),
         };
-        let name = self.model_path.file_name();
+        let name = model.file_name();
         let name = name.map_or_else(Default::default, |name| name.to_string_lossy());
+        let adapted = match adapter {
+            Some(adapter) => format!(", with the adapter {}", adapter.display()),
+            None => String::new(),
+        };
         let attention = match self.arguments.attention {
             AttentionKind::Fused => "",
             AttentionKind::Composed => ", with composed attention",
         };
-        Ok(format!("{name}{origin}, {}{attention}", self.place))
+        Ok(format!("{name}{quantised}{adapted}, {}{attention}", self.place))
     }
 
     /// Where the time of an evaluation goes, under the last method: the median of three passes over each of these windows.

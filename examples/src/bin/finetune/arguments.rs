@@ -4,16 +4,16 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use longrope_drivers::model::{DeviceKind, WeightType};
-use longrope_drivers::training::{LearningRate, Lora, Method, Packing, Projection, Recipe};
+use longrope_drivers::arguments::ModelArguments;
+use longrope_drivers::model::{Projection, WeightType};
+use longrope_drivers::training::{LearningRate, Lora, Method, Packing, Recipe};
 
 /// Fine-tunes a Llama at a longer context, and exports it for Hugging Face.
 #[derive(Parser)]
 #[command(version)]
 pub struct Arguments {
-    /// Model: a Hugging Face directory or a GGUF file [default: the byte-level Llama of the repository]
-    #[arg(long, value_name = "PATH")]
-    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub model: ModelArguments,
     /// Text to train on: a file, or a name in the manifest, of role train or search [default: those of them that are committed]
     #[arg(long, value_name = "NAME")]
     pub text: Vec<String>,
@@ -86,12 +86,6 @@ pub struct Arguments {
     /// The device's peak in 10^12 floating-point operations a second, for its utilisation [default: by its name]
     #[arg(long, value_name = "TFLOPS")]
     pub peak: Option<f64>,
-    /// Where the model runs [default: a GPU where this build can use one, else the CPU]
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<DeviceKind>,
-    /// Type of weights and activations [default: bf16 on a GPU, f32 on the CPU]
-    #[arg(long, value_name = "TYPE")]
-    pub dtype: Option<WeightType>,
 }
 
 impl Arguments {
@@ -144,7 +138,7 @@ impl Arguments {
         }
         let decay = self.weight_decay;
         ensure!((0.0..=1.0).contains(&decay), "--weight-decay: {decay} is not valid; expected 0 to 1");
-        let wrong = self.dtype == Some(WeightType::F16);
+        let wrong = self.model.dtype == Some(WeightType::F16);
         ensure!(!wrong, "--dtype: f16 is not valid, gradients leave its range; expected bf16 or f32");
         Ok(())
     }

@@ -4,7 +4,7 @@ mod arguments;
 
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use clap::Parser;
 use longrope::scaling::SetChoice;
 use longrope_candle::Rotary;
 use longrope_drivers::corpus::{self, Window};
-use longrope_drivers::model::{self, Opened, Place};
+use longrope_drivers::model::{self, LoraAdapter, Opened, Origin, TrainedOn};
 use longrope_drivers::progress::Progress;
 use longrope_drivers::training::{
     self, Checkpoints, Factors, Method, Pack, Report, Run, TrainableLlama, Windows,
@@ -23,9 +23,6 @@ use tokenizers::Tokenizer;
 
 use arguments::Arguments;
 
-/// The model that the repository ships.
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/models/tiny");
-
 fn main() -> ExitCode {
     exit::code(run(&Arguments::parse()))
 }
@@ -34,17 +31,18 @@ fn run(arguments: &Arguments) -> Result<()> {
     interrupt::install()?;
     arguments.check()?;
     let started = Instant::now();
-    let path = arguments.model.clone().unwrap_or_else(|| PathBuf::from(MODEL));
-    let place = Place::choose(arguments.device, arguments.dtype)?;
+    let origin = arguments.model.origin(arguments.adapter.as_deref());
+    let path = &origin.model;
+    let place = arguments.model.place()?;
     let memory_before = place.free_memory();
-    let opened = model::open(&path)?;
+    let opened = model::open(path)?;
     let Opened { config, tokenizer, end_token, .. } = &opened;
     let length = arguments.length.unwrap_or_else(|| 4 * config.original_length());
-    let factors = Factors::choose(&config.rope, &path, length, arguments.rope_scaling.as_deref())?;
+    let factors = Factors::choose(&config.rope, path, length, arguments.rope_scaling.as_deref())?;
     let train_texts = corpus::train_texts(&arguments.manifest, &arguments.text)?;
     let documents = training::documents(&train_texts, tokenizer, arguments.separator.as_deref(), *end_token)?;
     let windows = Windows::new(&documents, length, arguments.packing, arguments.seed)?;
-    let eval_texts = eval_texts(arguments, &path, tokenizer, &train_texts)?;
+    let eval_texts = eval_texts(arguments, &origin, tokenizer, &train_texts)?;
     let eval_windows = corpus::windows(&eval_texts, length, arguments.eval_windows)?;
     let held_out: Vec<Pack> = eval_windows.iter().map(|window| Pack::one(window.tokens.to_vec())).collect();
 
@@ -52,13 +50,12 @@ fn run(arguments: &Arguments) -> Result<()> {
         TrainableLlama::new(config.clone(), &*opened.weights, &place, arguments.method(), arguments.seed)?
             .fitted(length)?;
     if let (Method::Lora(lora), Some(adapter)) = (model.method(), &arguments.adapter) {
-        training::read_adapter(&model, lora, adapter)?;
+        training::read_adapter(&model, lora, &LoraAdapter::open(adapter)?)?;
     }
     let output = &arguments.output;
     fs::create_dir_all(output).with_context(|| format!("{}: can't be made", output.display()))?;
     let recipe = arguments.recipe();
-    let paths = (path.as_path(), arguments.adapter.as_deref());
-    let settings = training::settings(paths, &model, &factors, &windows, &held_out, &recipe)?;
+    let settings = training::settings(&origin, &model, &factors, &windows, &held_out, &recipe)?;
     let checkpoints = Checkpoints::new(output, settings, arguments.changed);
     let mut rotary = Rotary::new(factors.sets.clone(), SetChoice::ByLength(length as u64));
     rotary.pairing = model.config().pairing;
@@ -82,23 +79,23 @@ fn run(arguments: &Arguments) -> Result<()> {
     let peak = arguments.peak.map(|peak| peak * 1e12).or_else(|| training::peak(&place.to_string()));
     run.train(&checkpoints, &Progress::new("steps"), peak)?;
     let memory = place.memory_line(memory_before);
-    finish(arguments, (&path, &opened), &factors, &run, &eval_windows, (started, memory)).inspect_err(
-        |error| {
-            if error.is::<interrupt::Interrupted>() {
-                eprintln!("stopped before the report; --resume goes on with it");
-            }
-        },
-    )
+    let trained_on = trained_on(&origin, &train_texts)?;
+    let from = (path.as_path(), &opened, trained_on.as_ref());
+    finish(arguments, from, &factors, &run, &eval_windows, (started, memory)).inspect_err(|error| {
+        if error.is::<interrupt::Interrupted>() {
+            eprintln!("stopped before the report; --resume goes on with it");
+        }
+    })
 }
 
 /// The texts that the loss is measured on, before and after.
 fn eval_texts(
     arguments: &Arguments,
-    path: &Path,
+    origin: &Origin,
     tokenizer: &Tokenizer,
     trained_on: &[corpus::Text],
 ) -> Result<Vec<(String, Vec<u32>)>> {
-    let texts = corpus::eval_texts(&arguments.manifest, ("--eval-text", &arguments.eval_text), path)?;
+    let texts = corpus::eval_texts(&arguments.manifest, ("--eval-text", &arguments.eval_text), origin)?;
     let read = |eval: corpus::Text| {
         // One of role train, of which this model has read nothing so far.
         let trained = trained_on.iter().any(|text| text.path == eval.path);
@@ -108,10 +105,27 @@ fn eval_texts(
     texts.into_iter().map(read).collect()
 }
 
+/// The texts of this run, and of those before it that made the adapter it began with: `None` if these are not known.
+fn trained_on(origin: &Origin, texts: &[corpus::Text]) -> Result<Option<TrainedOn>> {
+    let mut all = match &origin.adapter {
+        Some(adapter) => match TrainedOn::of(adapter)? {
+            Some(earlier) => earlier.texts,
+            None => return Ok(None),
+        },
+        None => Vec::new(),
+    };
+    for text in texts {
+        if !all.contains(&text.name) {
+            all.push(text.name.clone());
+        }
+    }
+    Ok(Some(TrainedOn { texts: all }))
+}
+
 /// Measures the model again, writes it and the report, and prints that.
 fn finish(
     arguments: &Arguments,
-    (path, opened): (&Path, &Opened),
+    (path, opened, trained_on): (&Path, &Opened, Option<&TrainedOn>),
     factors: &Factors,
     run: &Run<'_>,
     held_out: &[Window<'_>],
@@ -130,7 +144,7 @@ fn finish(
     }
     let mut written = vec!["model"];
     if let Method::Lora(lora) = model.method() {
-        training::adapter(model, lora, path, &output.join("adapter"))?;
+        training::adapter(model, lora, path, trained_on, &output.join("adapter"))?;
         written.push("adapter");
     }
     let report = Report::new(done, factors.length, &factors.name, after, held_out);

@@ -4,19 +4,22 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
-use longrope_drivers::model::{DeviceKind, WeightType};
+use longrope_drivers::arguments::ModelArguments;
 use longrope_drivers::search_run::EarlyDrop;
 
 /// Searches LongRoPE interpolation factors for a Llama, and compares them with other methods on unseen text.
 #[derive(Parser)]
 #[command(version)]
 pub struct Arguments {
-    /// Model: a Hugging Face directory or a GGUF file [default: the byte-level Llama of the repository]
-    #[arg(long, value_name = "PATH")]
-    pub model: Option<PathBuf>,
-    /// Text: the search uses its first half, the table its second [default: Moby Dick, in two files]
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Adapter of the model in PEFT's format, as `finetune` leaves it: its changes become part of the weights
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Text: the search uses its first half, the table its second; several are one, in this order [default: Moby Dick, in two
+    /// files]
     #[arg(long, value_name = "FILE")]
-    pub text: Option<PathBuf>,
+    pub text: Vec<PathBuf>,
     /// Measure the table on this text instead, and search on all of --text
     #[arg(long, value_name = "FILE", requires = "text")]
     pub eval_text: Option<PathBuf>,
@@ -31,6 +34,10 @@ pub struct Arguments {
     /// it becomes a set of schedule.json
     #[arg(long, value_name = "FILE", requires = "length")]
     pub recover: Option<PathBuf>,
+    /// A configuration to begin with, before the usual ones: as `search` writes it, or of another length, to which its factors are
+    /// brought
+    #[arg(long, value_name = "FILE")]
+    pub start: Vec<PathBuf>,
     /// What is minimised: perplexity, or keys that are not retrieved from long prompts
     #[arg(long, value_enum, default_value_t = Objective::Perplexity)]
     pub objective: Objective,
@@ -92,12 +99,6 @@ pub struct Arguments {
     /// Draw another run's history.csv into convergence.svg: NAME=FILE, or FILE
     #[arg(long, value_name = "FILE")]
     pub compare: Vec<String>,
-    /// Where the model runs [default: a GPU where this build can use one, else the CPU]
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<DeviceKind>,
-    /// Type of weights and activations [default: bf16 on a GPU, f32 on the CPU]
-    #[arg(long, value_name = "TYPE")]
-    pub dtype: Option<WeightType>,
 }
 
 /// The flag `--objective`.
@@ -183,8 +184,7 @@ impl Arguments {
             ("--windows", self.windows(), 1),
             ("--eval-windows", self.eval_windows, 0),
             ("--last", self.last.unwrap_or(1), 1),
-            // The three methods that seed it.
-            ("--evaluations", self.evaluations.unwrap_or(EVALUATIONS), 3),
+            ("--evaluations", self.evaluations.unwrap_or(EVALUATIONS), 1),
             ("--population", self.population.unwrap_or(POPULATION), 3),
             ("--offspring", self.offspring.unwrap_or(OFFSPRING), 1),
         ] {
@@ -213,6 +213,7 @@ impl Arguments {
                 ("--monotone off", self.monotone == Switch::Off, not_released, "cma-es or paper"),
                 ("--maximum-ratio", self.maximum_ratio.is_some(), not_released, "cma-es or paper"),
                 ("--recover", self.recover.is_some(), not_released, "cma-es or paper"),
+                ("--start", !self.start.is_empty(), not_released, "cma-es or paper"),
             ],
         )?;
         let fixed = self.factors == Factors::Fixed;
@@ -223,6 +224,7 @@ impl Arguments {
                 ("--attention-factor searched", searched, !fixed, "searched"),
                 ("--evaluations", self.evaluations.is_some(), !fixed, "searched"),
                 ("--recover", self.recover.is_some(), !fixed, "searched"),
+                ("--start", !self.start.is_empty(), !fixed, "searched"),
             ],
         )?;
         let text = self.objective == Objective::Perplexity;

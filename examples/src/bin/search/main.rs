@@ -6,14 +6,13 @@ mod start;
 mod texts;
 
 use std::fs;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use longrope_drivers::convergence::Curve;
-use longrope_drivers::model::{self, Llama, Place};
+use longrope_drivers::model::Llama;
 use longrope_drivers::progress::Progress;
 use longrope_drivers::search_run::{self, CheckpointFile, Samples, Task};
 use longrope_drivers::{exit, interrupt, memory, passkey, text};
@@ -21,7 +20,7 @@ use longrope_drivers::{exit, interrupt, memory, passkey, text};
 use arguments::{Arguments, Objective};
 use texts::Texts;
 
-/// The model and the texts that the repository ships.
+/// The texts that the repository ships.
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../data");
 
 /// The prompts of a search are the same for every seed of it, and others than those of `evaluate`.
@@ -34,9 +33,9 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     interrupt::install()?;
     let started = Instant::now();
-    let model_path = arguments.model.clone().unwrap_or_else(|| Path::new(DATA).join("models/tiny"));
-    let place = Place::choose(arguments.device, arguments.dtype)?;
-    let (model, tokenizer) = model::load_at(&model_path, &place)?;
+    let origin = arguments.model.origin(arguments.adapter.as_deref());
+    let place = arguments.model.place()?;
+    let (model, tokenizer) = origin.load_at(&place)?;
     let target = start::target(arguments, model.config())?;
     let length = target.length();
     arguments.check()?;
@@ -72,12 +71,11 @@ fn run(arguments: &Arguments) -> Result<()> {
         early_drop: arguments.early_drop(),
         evaluations: arguments.evaluations.unwrap_or(usize::MAX),
     };
-    let fingerprint = task.fingerprint(&model_path)?;
+    let fingerprint = task.fingerprint(&origin)?;
     let mut checkpoint = CheckpointFile::new(arguments.output.join("checkpoint.json"), fingerprint);
     let mut run = start::start(arguments, model.config(), &task.target, &checkpoint)?;
     eprintln!(
-        "{} ({:.1} M parameters, context {}): searching factors for {length} tokens {place}",
-        model_path.display(),
+        "{origin} ({:.1} M parameters, context {}): searching factors for {length} tokens {place}",
         model.config().parameters() as f64 / 1e6,
         model.config().original_length()
     );

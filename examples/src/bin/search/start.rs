@@ -44,7 +44,7 @@ pub fn start(
     target: &Target,
     checkpoint: &CheckpointFile,
 ) -> Result<Run> {
-    let (optimiser, seeds) = optimiser(arguments, &config.rope, target);
+    let (optimiser, seeds) = optimiser(arguments, &config.rope, target)?;
     let scale = target.scale();
     if !arguments.resume {
         let search = Search::new(optimiser, scale, seeds).with_context(|| match arguments.optimiser {
@@ -60,19 +60,36 @@ pub fn start(
 }
 
 /// The optimiser that the flags ask for, and what it begins with.
-fn optimiser(arguments: &Arguments, rope: &RopeConfig, target: &Target) -> (Optimiser, Vec<Candidate>) {
+fn optimiser(
+    arguments: &Arguments,
+    rope: &RopeConfig,
+    target: &Target,
+) -> Result<(Optimiser, Vec<Candidate>)> {
     let (geometry, kind, scale) = (rope.geometry(), arguments.optimiser, target.scale());
     let paper = Evolution::default();
     let first_tokens = if arguments.first_tokens { paper.first_tokens.clone() } else { vec![0] };
     let recovers = matches!(target.purpose(), Purpose::Recover(_));
     let maximum_ratio =
         arguments.maximum_ratio.unwrap_or(if recovers { RECOVERY_RATIO } else { paper.maximum_ratio });
+    let monotone = arguments.monotone == Switch::On;
     let searched = arguments.searches_attention_factor();
     let usual = match kind {
         OptimiserKind::Released => released_seeds(geometry, scale),
         _ => paper_seeds(geometry, scale),
     };
     let mut seeds = target.recovery_seeds(usual, maximum_ratio * scale, searched);
+    let mut start = Vec::new();
+    for path in &arguments.start {
+        let name = || format!("--start: {}", path.display());
+        let found = RopeConfig::from_hf_json(&files::read_text(path)?).with_context(name)?;
+        let bounds = (maximum_ratio * scale, monotone);
+        start.push(target.start(&found, bounds, searched).with_context(name)?);
+    }
+    seeds.splice(0..0, start);
+    if kind == OptimiserKind::CmaEs && arguments.factors == Factors::Searched {
+        // Where there is no room for all, the first ones.
+        seeds.truncate(arguments.evaluations.unwrap_or(EVALUATIONS));
+    }
     if arguments.factors == Factors::Fixed {
         let with = |seed: &Candidate| {
             let all = first_tokens.iter().map(|&first_tokens| Candidate { first_tokens, ..seed.clone() });
@@ -82,7 +99,6 @@ fn optimiser(arguments: &Arguments, rope: &RopeConfig, target: &Target) -> (Opti
     }
     let population = arguments.population.unwrap_or(POPULATION);
     let offspring = arguments.offspring.unwrap_or(OFFSPRING);
-    let monotone = arguments.monotone == Switch::On;
     let optimiser = match kind {
         OptimiserKind::CmaEs => Optimiser::from(CmaEs {
             evaluations: match arguments.factors {
@@ -114,5 +130,5 @@ fn optimiser(arguments: &Arguments, rope: &RopeConfig, target: &Target) -> (Opti
             ..paper
         }),
     };
-    (optimiser, seeds)
+    Ok((optimiser, seeds))
 }

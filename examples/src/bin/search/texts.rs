@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use longrope_drivers::text;
+use longrope_drivers::{corpus, text};
 use tokenizers::Tokenizer;
 
 use super::DATA;
@@ -20,16 +20,22 @@ pub struct Texts {
 impl Texts {
     /// Those of the flags, or of the repository.
     pub fn read(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<Self> {
-        let (search, eval) = match (&arguments.text, &arguments.eval_text) {
-            (None, _) => (
-                Path::new(DATA).join("texts/moby-dick-search.txt"),
+        let read = |path: &Path| -> Result<(String, Vec<u32>)> {
+            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+            Ok((name.into_owned(), text::read_tokens(path, tokenizer)?))
+        };
+        let (search, eval) = match (&arguments.text[..], &arguments.eval_text) {
+            ([], _) => (
+                vec![Path::new(DATA).join("texts/moby-dick-search.txt")],
                 Path::new(DATA).join("texts/moby-dick-eval.txt"),
             ),
-            (Some(search), Some(eval)) => (search.clone(), eval.clone()),
-            (Some(both), None) => {
-                let mut tokens = text::read_tokens(both, tokenizer)?;
+            (search, Some(eval)) => (search.to_vec(), eval.clone()),
+            (both, None) => {
+                let paths: Vec<_> = both.iter().map(|path| path.display().to_string()).collect();
+                let texts = both.iter().map(|path| read(path)).collect::<Result<_>>()?;
+                let (_, mut tokens) = corpus::joined(texts);
                 let eval = tokens.split_off(tokens.len() / 2);
-                let name = |half| format!("the {half} half of {}", both.display());
+                let name = |half| format!("the {half} half of {}", paths.join(" + "));
                 return Ok(Self {
                     search: tokens,
                     search_name: name("first"),
@@ -38,15 +44,9 @@ impl Texts {
                 });
             }
         };
-        let name = |path: &Path| {
-            path.file_name()
-                .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
-        };
-        Ok(Self {
-            search: text::read_tokens(&search, tokenizer)?,
-            search_name: name(&search),
-            eval: text::read_tokens(&eval, tokenizer)?,
-            eval_name: name(&eval),
-        })
+        let (search_name, search) =
+            corpus::joined(search.iter().map(|path| read(path)).collect::<Result<_>>()?);
+        let (eval_name, eval) = read(&eval)?;
+        Ok(Self { search, search_name, eval, eval_name })
     }
 }
