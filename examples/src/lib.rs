@@ -19,6 +19,7 @@ pub mod plot;
 pub mod progress;
 pub mod report;
 pub mod search_run;
+pub mod tabulate;
 pub mod target;
 pub mod text;
 pub mod training;

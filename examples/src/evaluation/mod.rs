@@ -10,6 +10,7 @@ pub use choices::{Answer, Choices, choices_csv, choices_text, measure_choices};
 pub use passkeys::{Keys, measure_passkeys, passkeys_csv, passkeys_text};
 pub use plots::{passkeys_svg, perplexity_svg};
 pub use record::Record;
+pub(crate) use tables::told;
 pub use tables::{differences, to_csv, to_markdown, to_text, windows_csv};
 
 use anyhow::{Result, bail};

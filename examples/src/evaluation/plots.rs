@@ -24,6 +24,8 @@ pub fn perplexity_svg(cells: &[Cell]) -> Result<Option<String>> {
             methods.push(cell.method.clone());
         }
     }
+    // Runs of one table may come in any order.
+    lengths.sort_unstable();
     let value = |length, method: &String| {
         let cell = cells.iter().find(|cell| cell.length == length && cell.method == *method);
         cell.map_or(f64::NAN, Cell::perplexity)
@@ -57,6 +59,8 @@ pub fn passkeys_svg(keys: &[Keys]) -> Result<String> {
             depths.push(*depth);
         }
     }
+    lengths.sort_unstable();
+    depths.sort_by(f64::total_cmp);
     let height = ABOVE + CELL.1 * depths.len() as i32 + BELOW;
     let width = (LEFT + CELL.0 * lengths.len() as i32 + 16).max(320);
     let mut svg = String::new();

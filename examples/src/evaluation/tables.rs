@@ -25,7 +25,7 @@ pub fn to_text(cells: &[Cell]) -> String {
 }
 
 /// A perplexity with its standard error, if it has one.
-fn told(cell: &Cell) -> String {
+pub(crate) fn told(cell: &Cell) -> String {
     let decimals = if cell.perplexity() < 1000.0 { 2 } else { 0 };
     let error = match cell.windows.len() {
         1 => String::new(),
