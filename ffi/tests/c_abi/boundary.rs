@@ -57,7 +57,7 @@ fn random_configurations_get_sets_or_a_message() {
     let seconds = setting("LONGROPE_TORTURE_SECONDS", "2");
     let table = Recorded::new(&TORTURE).run(&[&seed, "configs", &seconds]);
     println!("{table}");
-    for name in ["from_json", "from_frequencies", "from_frequencies_f32"] {
+    for name in ["from_json", "from_config", "from_frequencies", "from_frequencies_f32"] {
         let name = format!("factor_sets_{name} ");
         let line = table.lines().find(|line| line.starts_with(&name)).unwrap_or_else(|| panic!("{table}"));
         let share: f64 = line.split_whitespace().nth(2).unwrap().trim_end_matches('%').parse().unwrap();
