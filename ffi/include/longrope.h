@@ -223,6 +223,11 @@ typedef enum longrope_angles {
 LONGROPE_API longrope_status longrope_factor_sets_from_json(const char *json, size_t json_bytes, int64_t length,
                                                             int32_t angles, longrope_factor_sets **sets);
 
+/* From a configuration, which may be destroyed after the call: the same bits as from its text, with `length`, `angles` and
+ * `sets` as above. */
+LONGROPE_API longrope_status longrope_factor_sets_from_config(const longrope_config *config, int64_t length,
+                                                              int32_t angles, longrope_factor_sets **sets);
+
 /* Frequencies in radians a token, `pairs` in each array: those of the model divided by its factors. */
 typedef struct longrope_frequencies {
     uint32_t struct_size;

@@ -1,11 +1,13 @@
-//! Configurations: between a config.json, rescale factors and frequencies. No GPU is asked for.
+//! Configurations: between a config.json, rescale factors, frequencies and factor sets. No GPU is asked for.
 
 use std::ffi::c_char;
 
 use longrope::scaling::hf::Generation;
-use longrope::scaling::{ConfigError, Geometry, LongRope, RopeConfig, Scaling};
+use longrope::scaling::{
+    Angles as Source, ConfigError, FactorSet, FactorSets, Geometry, LongRope, RopeConfig, Scaling,
+};
 
-use crate::abi::Status;
+use crate::abi::{Angles, Status};
 use crate::arguments::{self, Sized32, value};
 use crate::config_abi::{ConfigInfo, Factors, JsonSpelling};
 use crate::status::{Failure, guard};
@@ -226,6 +228,50 @@ pub unsafe extern "C" fn longrope_config_factors(
         // SAFETY: as above.
         unsafe { write("factors", factors, count, &found) }
     })
+}
+
+/// Factor sets of a configuration: those of `longrope_factor_sets_from_json` from its text.
+///
+/// # Safety
+/// `config` is null or a configuration; `sets` is null or valid for writing a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn longrope_factor_sets_from_config(
+    config: *const RopeConfig,
+    length: i64,
+    angles: i32,
+    sets: *mut *mut FactorSets,
+) -> Status {
+    guard(|| {
+        // SAFETY: by this function's contract.
+        unsafe { arguments::result("sets", sets) }?;
+        // SAFETY: as above.
+        let config = unsafe { borrow(config) }?;
+        let angles = value!(Angles, "angles", angles)?;
+        let length = length_or_maximum(config, length)?;
+        let made = match angles {
+            Angles::Exact => config.factor_sets(length)?,
+            Angles::Parity => config.parity_sets(length)?,
+            Angles::ExactOfF32 => exact_of(&config.parity_sets(length)?)?,
+        };
+        // SAFETY: checked not to be null, and valid by this function's contract.
+        unsafe { sets.write(Box::into_raw(Box::new(made))) };
+        Ok(())
+    })
+}
+
+/// The exact phase of the frequencies that sets in parity hold.
+fn exact_of(parity: &FactorSets) -> Result<FactorSets, ConfigError> {
+    let exact = |set: &FactorSet| match set.angles() {
+        Source::Parity(frequencies) => FactorSet::exact_from_f32(frequencies, f64::from(set.gain())),
+        Source::Exact(_) => Ok(set.clone()),
+    };
+    FactorSets::new(
+        exact(parity.plain())?,
+        exact(parity.short())?,
+        exact(parity.long())?,
+        parity.original_length(),
+        parity.first_tokens(),
+    )
 }
 
 /// A sequence's length, where 0 is the longest.

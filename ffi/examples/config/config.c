@@ -71,14 +71,14 @@ static double *factors_at(const longrope_config *config, int64_t length, int64_t
 }
 
 /* Rotates a key of ones at a position beyond what the model was extended to before. */
-static void rotate(const char *json, const longrope_config_info *info, int64_t position) {
+static void rotate(const longrope_config *config, const longrope_config_info *info, int64_t position) {
     longrope_factor_sets *sets = NULL;
     longrope_rotary_desc desc = LONGROPE_ROTARY_DESC_INIT;
     longrope_tensor_io io;
     float *key = allocate((size_t)info->head_dim * sizeof *key);
     int i;
     for (i = 0; i < info->head_dim; ++i) key[i] = 1;
-    check(longrope_factor_sets_from_json(json, strlen(json), 0, LONGROPE_ANGLES_EXACT, &sets));
+    check(longrope_factor_sets_from_config(config, 0, LONGROPE_ANGLES_EXACT, &sets));
     desc.sets = sets;
     desc.position_offset = position;
     desc.choice_length = position + 1;
@@ -128,7 +128,7 @@ int main(int argc, char **argv) {
     check(longrope_config_to_json(after, LONGROPE_JSON_ROPE_SCALING, NULL, 0, &bytes));
     written = allocate(bytes + 1);
     check(longrope_config_to_json(after, LONGROPE_JSON_ROPE_SCALING, written, bytes + 1, &bytes));
-    rotate(written, &info, 2 * (int64_t)info.max_length);
+    rotate(after, &info, 2 * (int64_t)info.max_length);
     printf("%s", written);
 
     longrope_config_destroy(before);

@@ -53,6 +53,7 @@ functions! {
     config_factors: fn(*const RopeConfig, i64, *mut f64, i64) -> i32;
     config_to_json: fn(*const RopeConfig, i32, *mut c_char, usize, *mut usize) -> i32;
     factor_sets_from_json: fn(*const c_char, usize, i64, i32, *mut *mut FactorSets) -> i32;
+    factor_sets_from_config: fn(*const RopeConfig, i64, i32, *mut *mut FactorSets) -> i32;
     factor_sets_from_frequencies: fn(*const Frequencies<f64>, *mut *mut FactorSets) -> i32;
     factor_sets_from_frequencies_f32: fn(*const Frequencies<f32>, *mut *mut FactorSets) -> i32;
     factor_sets_destroy: fn(*mut FactorSets) -> ();
@@ -188,13 +189,28 @@ impl Drop for Sets {
 }
 
 impl Sets {
-    /// From a configuration.
+    /// From the text of a configuration.
     pub fn from_json(json: &str, length: i64, angles: i32) -> Result<Self, (Status, String)> {
         let mut sets = std::ptr::dangling_mut();
         // SAFETY: the text is as long as it says; the result goes to a variable.
         let found = unsafe {
             (api().factor_sets_from_json)(json.as_ptr().cast(), json.len(), length, angles, &mut sets)
         };
+        Self::check(found, sets)
+    }
+
+    /// From a configuration that is there.
+    ///
+    /// # Safety
+    /// `config` is null or a configuration of the library's.
+    pub unsafe fn from_config(
+        config: *const RopeConfig,
+        length: i64,
+        angles: i32,
+    ) -> Result<Self, (Status, String)> {
+        let mut sets = std::ptr::dangling_mut();
+        // SAFETY: by this function's contract; the result goes to a variable.
+        let found = unsafe { (api().factor_sets_from_config)(config, length, angles, &mut sets) };
         Self::check(found, sets)
     }
 

@@ -57,7 +57,7 @@ fn random_configurations_get_sets_or_a_message() {
     let seconds = setting("LONGROPE_TORTURE_SECONDS", "2");
     let table = Recorded::new(&TORTURE).run(&[&seed, "configs", &seconds]);
     println!("{table}");
-    for name in ["from_json", "from_frequencies", "from_frequencies_f32"] {
+    for name in ["from_json", "from_config", "from_frequencies", "from_frequencies_f32"] {
         let name = format!("factor_sets_{name} ");
         let line = table.lines().find(|line| line.starts_with(&name)).unwrap_or_else(|| panic!("{table}"));
         let share: f64 = line.split_whitespace().nth(2).unwrap().trim_end_matches('%').parse().unwrap();
@@ -81,20 +81,15 @@ fn threads_share_a_context_and_get_their_own_answers() {
 }
 
 #[test]
-fn a_call_costs_microseconds() {
+fn a_launch_costs_microseconds() {
     /// Nanoseconds. The goal is 3000 in a release build on a machine that does nothing else; a debug build on a busy one has
     /// to be told from a call that compiles, allocates by the megabyte or asks the driver.
-    const BOUND: f64 = 30_000.0;
-    let table = Recorded::new(&["overhead.c"]).run(&["31", "200"]);
+    const BOUND: &str = "30000";
+    let table = Recorded::new(&["overhead.c"]).run(&["31", "200", BOUND]);
     println!("{table}");
     if !has_kernels() {
         assert_eq!(table, "without kernels\n");
         return;
     }
-    let rows: Vec<&str> = table.lines().filter(|line| line.contains("_run")).collect();
-    assert_eq!(rows.len(), 9, "{table}");
-    for row in rows {
-        let beyond: f64 = row.split_whitespace().last().unwrap().parse().unwrap();
-        assert!(beyond < BOUND, "{row}");
-    }
+    assert_eq!(table.lines().filter(|line| line.contains("_run")).count(), 9, "{table}");
 }

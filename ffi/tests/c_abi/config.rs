@@ -6,8 +6,8 @@ use longrope::scaling::hf::Generation;
 use longrope::scaling::{RopeConfig, Scaling};
 use proptest::prelude::*;
 
-use crate::abi::Status;
-use crate::api::{Sets, api, message, status};
+use crate::abi::{Angles, Choices, RotaryDesc, Status, TensorIo};
+use crate::api::{IN_PLACE, Sets, api, message, rotary, status, tensor};
 use crate::config_abi::{ConfigInfo, Factors};
 
 const LONG_ROPE: &str = r#"{
@@ -208,6 +208,54 @@ proptest! {
     }
 }
 
+/// The bits of what sets make of ones, at positions among the first tokens and far beyond, by short and by long factors.
+fn rotated(sets: &Sets, pairs: usize) -> Vec<u32> {
+    let mut bits = Vec::new();
+    for choice in [Choices::Short, Choices::Long] {
+        for position in [0, 1, 2, 3, 4095, 131_071, (1 << 40) + 1] {
+            let mut ones = vec![1.0f32; 2 * pairs];
+            let input = tensor(ones.as_mut_ptr(), [1, 1, 1, 2 * pairs as i64]);
+            let desc = RotaryDesc { position_offset: position, choice_kind: choice as i32, ..rotary(sets) };
+            // SAFETY: one tensor of the size that it says.
+            outcome(unsafe { (api().rotary_cpu)(&desc, &TensorIo { input, output: IN_PLACE }, 1) }).unwrap();
+            bits.extend(ones.iter().map(|value| value.to_bits()));
+        }
+    }
+    bits
+}
+
+const ANGLES: [Angles; 3] = [Angles::Exact, Angles::Parity, Angles::ExactOfF32];
+
+#[test]
+fn sets_of_a_configuration_have_the_bits_of_those_of_its_text() {
+    for json in OTHERS.into_iter().chain([LONG_ROPE]) {
+        let config = Config::from_json(json).unwrap();
+        let mut kinds = Vec::new();
+        for angles in ANGLES {
+            for length in [0, 1, 4096, 100_000] {
+                let by_text = Sets::from_json(json, length, angles as i32).unwrap();
+                // SAFETY: a configuration.
+                let made = unsafe { Sets::from_config(config.0, length, angles as i32) }.unwrap();
+                assert_eq!(rotated(&made, 4), rotated(&by_text, 4), "{angles:?} {length} {json}");
+                kinds.push(rotated(&made, 4));
+            }
+        }
+        assert!(kinds[0] != kinds[4] && kinds[4] != kinds[8] && kinds[8] != kinds[0], "{json}");
+        // Dynamic NTK depends on the length.
+        assert_eq!(kinds[3] != kinds[0], json.contains("dynamic"), "{json}");
+    }
+}
+
+#[test]
+fn sets_outlive_the_configuration_that_they_are_of() {
+    let config = Config::from_factors(&factors(&[1.0, 2.0, 8.0], 4096, 32_768)).unwrap();
+    let text = config.to_json(0);
+    // SAFETY: a configuration.
+    let made = unsafe { Sets::from_config(config.0, 0, Angles::Exact as i32) }.unwrap();
+    drop(config);
+    assert_eq!(rotated(&made, 3), rotated(&Sets::from_json(&text, 0, Angles::Exact as i32).unwrap(), 3));
+}
+
 #[track_caller]
 fn refused<T>(found: Outcome<T>, expected: Status, start: &str) {
     let Err((found, message)) = found else { panic!("taken, but {start:?} was expected") };
@@ -300,6 +348,12 @@ fn wrong_questions_are_named() {
         refused(outcome((api().config_from_json)(null(), 0, &mut null_mut())), Invalid, "json: NULL ");
         refused(outcome((api().config_from_json)(c"{}".as_ptr(), 2, null_mut())), Invalid, "config: NULL ");
         refused(outcome((api().config_from_factors)(null(), &mut null_mut())), Invalid, "factors: NULL ");
+        refused(Sets::from_config(null(), 0, 0), Invalid, "config: NULL ");
+        refused(Sets::from_config(config.0, -1, 0), Invalid, "length: -1 ");
+        refused(Sets::from_config(config.0, i64::MIN, 0), Invalid, "length: -9223372036854775808 ");
+        refused(Sets::from_config(config.0, 0, 3), Invalid, "angles: 3 ");
+        refused(Sets::from_config(config.0, 0, -1), Invalid, "angles: -1 ");
+        refused(outcome((api().factor_sets_from_config)(config.0, 0, 0, null_mut())), Invalid, "sets: NULL ");
         // Destroying nothing does nothing.
         (api().config_destroy)(null_mut());
     }

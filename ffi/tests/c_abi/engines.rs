@@ -12,7 +12,7 @@ fn last(with_kernels: &'static str) -> &'static str {
 #[test]
 fn ggml_has_byte_strides_a_pool_and_a_captured_graph() {
     let text = Recorded::new(&["engines/ggml.c"]).run(&[]);
-    assert_eq!(text, format!("as defined\n{}", last("three launches\n")));
+    assert_eq!(text, format!("as defined\n{}", last("two graphs\n")));
 }
 
 #[test]

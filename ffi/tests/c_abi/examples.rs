@@ -56,17 +56,30 @@ fn the_example_of_decoding_decodes_as_the_reference_does() {
     }
 }
 
-#[test]
-fn the_example_for_pytorch_compares_itself_or_says_that_there_is_no_gpu() {
-    let mut command = Command::new("python3");
-    command.arg(package().join("examples/pytorch/attention.py")).arg("--check");
-    command.arg("--library").arg(&built().shared).env("PYTHONDONTWRITEBYTECODE", "1");
+/// The last line that an example for PyTorch prints; none where there is no Python, or nothing to launch.
+#[track_caller]
+fn last_of_python(name: &str, arguments: &[&str]) -> Option<String> {
     // SAFETY: no arguments.
     if Command::new("python3").arg("--version").output().is_err() || unsafe { (api().has_device_code)() } == 0
     {
-        return;
+        return None;
     }
-    let text = stdout(&mut command);
-    let last = text.lines().last().unwrap_or_default();
-    assert!(last == "as PyTorch's" || last.starts_with("no GPU"), "{text}");
+    let mut command = Command::new("python3");
+    command.arg(package().join("examples/pytorch").join(name)).args(arguments);
+    command.arg("--library").arg(&built().shared).env("PYTHONDONTWRITEBYTECODE", "1");
+    stdout(&mut command).lines().last().map(str::to_owned)
+}
+
+#[test]
+fn the_example_for_pytorch_compares_itself_or_says_that_there_is_no_gpu() {
+    if let Some(last) = last_of_python("attention.py", &["--check"]) {
+        assert!(last == "as PyTorch's" || last.starts_with("no GPU"), "{last}");
+    }
+}
+
+#[test]
+fn the_rotation_for_pytorch_is_that_of_phi_3_or_there_is_none_to_compare_with() {
+    if let Some(last) = last_of_python("rotary.py", &[]) {
+        assert!(last == "as Phi-3's" || last.starts_with("nothing to compare with"), "{last}");
+    }
 }

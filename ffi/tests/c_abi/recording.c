@@ -32,5 +32,13 @@ recording_api open_recording(void) {
     at = found(library, "cuCtxSetCurrent"), memcpy(&api.set_current, &at, sizeof at);
     at = found(library, "cuCtxGetCurrent"), memcpy(&api.get_current, &at, sizeof at);
     at = found(library, "cuLaunchKernelEx"), memcpy(&api.launch, &at, sizeof at);
+    at = found(library, "cuStreamSynchronize"), memcpy(&api.synchronize, &at, sizeof at);
+    at = found(library, "cuStreamBeginCapture_v2"), memcpy(&api.begin_capture, &at, sizeof at);
+    at = found(library, "cuStreamEndCapture"), memcpy(&api.end_capture, &at, sizeof at);
+    at = found(library, "cuGraphGetNodes"), memcpy(&api.nodes, &at, sizeof at);
+    at = found(library, "cuGraphDestroy"), memcpy(&api.destroy_graph, &at, sizeof at);
+    at = found(library, "cuGraphInstantiateWithFlags"), memcpy(&api.instantiate, &at, sizeof at);
+    at = found(library, "cuGraphLaunch"), memcpy(&api.launch_graph, &at, sizeof at);
+    at = found(library, "cuGraphExecDestroy"), memcpy(&api.destroy_instance, &at, sizeof at);
     return api;
 }

@@ -21,7 +21,8 @@ impl Recorded {
         let at = |name: &str| folder.path().join(name);
         let mut driver = Language::C11.compiler();
         driver.args(["-shared", "-fPIC", "-I"]).arg(package().join("../cuda/include"));
-        driver.arg(tests.join("recording_driver.c")).arg("-o").arg(at("libcuda.so.1")).arg("-lpthread");
+        driver.args(["recording_driver.c", "recording_capture.c"].map(|source| tests.join(source)));
+        driver.arg("-o").arg(at("libcuda.so.1")).arg("-lpthread");
         succeed(&mut driver);
         std::os::unix::fs::symlink("libcuda.so.1", at("libcuda.so")).unwrap();
         std::fs::copy(&built().shared, at("liblongrope.so.0.1")).unwrap();

@@ -1,6 +1,6 @@
 /* A libcuda.so.1 that has no GPU, prints nothing, and remembers what each thread launched and which CUDA context is current
  * to it. As the driver of NVIDIA it refuses what it can't run, copies from its own memory alone, and answers
- * CUDA_ERROR_NOT_INITIALIZED in a process that was forked after cuInit. */
+ * CUDA_ERROR_NOT_INITIALIZED in a process that was forked after cuInit. Graphs are in recording_capture.c. */
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
 #include <stdatomic.h>
@@ -9,10 +9,7 @@
 #include <unistd.h>
 
 #include "params_backward.h"
-#include "recording_driver.h"
-
-enum { INVALID_VALUE = 1, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, INVALID_HANDLE = 400,
-       NOT_FOUND = 500, ILLEGAL_ADDRESS = 700 };
+#include "recording_capture.h"
 
 static _Thread_local recorded mine;
 static _Thread_local void *current[16];
@@ -66,7 +63,8 @@ int cuGetErrorName(int error, const char **name) {
     *name = error == INVALID_VALUE ? "CUDA_ERROR_INVALID_VALUE"
           : error == NOT_INITIALIZED ? "CUDA_ERROR_NOT_INITIALIZED"
           : error == INVALID_CONTEXT ? "CUDA_ERROR_INVALID_CONTEXT"
-          : error == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : NULL;
+          : error == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS"
+          : error == CAPTURE_UNSUPPORTED ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED" : NULL;
     return *name ? 0 : INVALID_VALUE;
 }
 
@@ -168,8 +166,7 @@ int cuKernelGetFunction(void **function, void *given) {
 
 /* ---- Work on streams --------------------------------------------------------------------------------------------- */
 
-/* The CUDA context of a stream, or an error. */
-static int context_of(void *stream, void **context) {
+int recording_context_of(void *stream, void **context) {
     if (!is_started()) return NOT_INITIALIZED;
     if (stream == RECORDING_BROKEN_STREAM) return ILLEGAL_ADDRESS;
     if (!stream) {
@@ -212,11 +209,15 @@ int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned tx,
                    void *stream, void **arguments, void **extra) {
     const kernel *const k = given;
     recorded_launch *launch = &mine.launch[mine.launches % KEPT_LAUNCHES];
+    graph_node *node = NULL;
+    void *context;
     unsigned most;
     int error;
     if (mine.is_idle) return 0;
-    error = context_of(stream, &launch->context);
+    error = recording_context_of(stream, &context);
+    if (!error) error = recording_next_node(stream, &node);
     if (error) return error;
+    if (node) launch = &node->launch;
     if (k < kernels || k >= kernels + 512 || extra || !arguments || !arguments[0]) return INVALID_VALUE;
     pthread_mutex_lock(&lock);
     most = k->shared;
@@ -228,10 +229,16 @@ int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned tx,
     memcpy(launch->kernel, k->name, sizeof launch->kernel);
     memcpy(launch->params, arguments[0], launch->bytes);
     launch->stream = stream;
+    launch->context = context;
     launch->blocks = x;
     launch->threads = tx * ty * tz;
     launch->shared = shared;
-    ++mine.launches;
+    if (node) {
+        node->is_clear = 0;
+        recording_keep_node(stream);
+    } else {
+        ++mine.launches;
+    }
     return 0;
 }
 
@@ -248,17 +255,29 @@ int cuLaunchKernelEx(const struct launch_config *config, void *given, void **arg
                           config->stream, arguments, extra);
 }
 
-int cuMemsetD32Async(unsigned long long address, unsigned value, size_t count, void *stream) {
-    void *context;
-    int error;
-    if (mine.is_idle) return 0;
-    error = context_of(stream, &context);
-    if (error) return error;
-    if (address == 0 || address % 4 != 0 || value != 0 || count == 0) return INVALID_VALUE;
+void recording_clear(unsigned long long address, void *stream) {
     ++mine.clears;
     mine.cleared = address;
     mine.cleared_on = stream;
     mine.launches_before_clear = mine.launches;
+}
+
+int cuMemsetD32Async(unsigned long long address, unsigned value, size_t count, void *stream) {
+    graph_node *node = NULL;
+    void *context;
+    int error;
+    if (mine.is_idle) return 0;
+    error = recording_context_of(stream, &context);
+    if (!error) error = recording_next_node(stream, &node);
+    if (error) return error;
+    if (address == 0 || address % 4 != 0 || value != 0 || count == 0) return INVALID_VALUE;
+    if (node) {
+        node->is_clear = 1;
+        node->cleared = address;
+        recording_keep_node(stream);
+    } else {
+        recording_clear(address, stream);
+    }
     return 0;
 }
 
@@ -278,10 +297,12 @@ int cuTensorMapEncodeTiled(longrope_tensor_map *map, int dtype, uint32_t rank, v
     return 0;
 }
 
+/* To memory that is not page-locked, as any of the callers may be: it waits. */
 int cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *stream) {
     void *context;
-    const int error = context_of(stream, &context);
+    int error = recording_context_of(stream, &context);
     const uintptr_t first = (uintptr_t)memory;
+    if (!error) error = recording_may_wait(stream);
     if (error) return error;
     if (from < first || from - first > memory_bytes || bytes > memory_bytes - (from - first)) return INVALID_VALUE;
     memcpy(to, (const void *)(uintptr_t)from, bytes);
@@ -290,5 +311,6 @@ int cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *
 
 int cuStreamSynchronize(void *stream) {
     void *context;
-    return context_of(stream, &context);
+    const int error = recording_context_of(stream, &context);
+    return error ? error : recording_may_wait(stream);
 }

@@ -16,7 +16,7 @@ typedef struct recorded_launch {
 
 enum { KEPT_LAUNCHES = 4 };
 
-/* What a thread has done. */
+/* What a thread has done. What is captured is not done before a graph is launched. */
 typedef struct recorded {
     long launches;            /* since the program set it to 0; the last KEPT_LAUNCHES are kept */
     long context_changes;     /* calls that set, push, pop, make or retain a CUDA context */
@@ -24,6 +24,7 @@ typedef struct recorded {
     unsigned long long cleared; /* the last of them */
     void *cleared_on;         /* its stream */
     long launches_before_clear; /* `launches` as it was then */
+    long violations;          /* calls that a capture forbids */
     int is_idle;              /* set by the program: launches are neither checked nor kept */
     recorded_launch launch[KEPT_LAUNCHES]; /* launch number i, from 0, is at i % KEPT_LAUNCHES */
 } recorded;
@@ -40,6 +41,14 @@ typedef struct recording_api {
     int (*set_current)(void *context);
     int (*get_current)(void **context);
     int (*launch)(const struct launch_config *config, void *kernel, void **arguments, void **extra); /* cuLaunchKernelEx */
+    int (*synchronize)(void *stream);
+    int (*begin_capture)(void *stream, int mode); /* 2 is relaxed */
+    int (*end_capture)(void *stream, void **graph);
+    int (*nodes)(const void *graph, void *nodes, size_t *count); /* cuGraphGetNodes */
+    int (*destroy_graph)(void *graph);
+    int (*instantiate)(void **instance, const void *graph, unsigned long long flags);
+    int (*launch_graph)(const void *instance, void *stream);
+    int (*destroy_instance)(void *instance);
 } recording_api;
 
 /* Opens it, as the library does. Ends the program if it is not there. recording.c */

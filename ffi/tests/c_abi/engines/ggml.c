@@ -2,8 +2,8 @@
  * (is it supported, how much scratch, run); scratch from the engine's pool; the whole graph captured on a stream, then
  * replayed. Its rotary embedding divides by `freq_factors` and has positions in int32; its attention has permuted views.
  *
- * Run on the CPU form, the operations give what ggml's definitions say. Run on the driver that records, they launch on the
- * stream that is being captured and call nothing else. */
+ * Run on the CPU form, the operations give what ggml's definitions say. Run on the driver that records, they can be
+ * captured: they launch on the stream of the capture and call nothing else. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -247,21 +247,92 @@ static void on_cpu(int mode) {
 
 /* ---- The same graph on a driver ---------------------------------------------------------------------------------- */
 
+enum { RELAXED = 2, PROMPT = 16384 };
+
+/* What is launched for a batch of tokens. */
+typedef struct layer {
+    rope_call of_q, of_k;
+    attention_call attention;
+    void *workspace;
+    size_t bytes;
+} layer;
+
+static layer build_layer(const engine_rope *rope, const longrope_factor_sets *sets, engine_pool *pool, int64_t tokens,
+                         int64_t past) {
+    char *const memory = (char *)(uintptr_t)0x10000000;
+    const engine_tensor q = contiguous(LONGROPE_DTYPE_F16, memory, DIM, HEADS, tokens);
+    const engine_tensor k = contiguous(LONGROPE_DTYPE_F16, memory + 0x10000000, DIM, KV_HEADS, tokens + past);
+    const engine_tensor v = contiguous(LONGROPE_DTYPE_F16, memory + 0x20000000, DIM, KV_HEADS, tokens + past);
+    const engine_tensor dst = contiguous(LONGROPE_DTYPE_F16, memory + 0x30000000, DIM, HEADS, tokens);
+    const engine_tensor q_view = permuted(q), k_view = permuted(k), v_view = permuted(v);
+    layer made;
+    CHECK(rope_build(rope, sets, &q, &q, &made.of_q) && engine_rope_supported(&made.of_q));
+    CHECK(rope_build(rope, sets, &k, &k, &made.of_k) && engine_rope_supported(&made.of_k));
+    CHECK(attention_build(&q_view, &k_view, &v_view, &dst, 0.125f, past, &made.attention));
+    CHECK(engine_attention_supported(&made.attention));
+    /* Before the capture: what the pool gives is in the graph for good. */
+    made.bytes = engine_attention_alloc_size(&made.attention);
+    made.workspace = pool_take(pool, made.bytes);
+    return made;
+}
+
+static void launch_layer(const longrope_context *context, const layer *of, void *stream) {
+    CHECK(longrope_rotary_run(context, &of->of_q.desc, &of->of_q.io, 1, stream) == LONGROPE_STATUS_OK);
+    CHECK(longrope_rotary_run(context, &of->of_k.desc, &of->of_k.io, 1, stream) == LONGROPE_STATUS_OK);
+    CHECK(longrope_attention_run(context, &of->attention.desc, &of->attention.tensors, of->workspace, of->bytes, stream) ==
+          LONGROPE_STATUS_OK);
+}
+
+/* Captures a layer, and replays it twice. One kernel an operation, and nothing beside but that attention clears words of its
+ * workspace `clears` times. The driver has no function that allocates: a call of one would have been an error. */
+static void capture_layer(const recording_api *driver, const longrope_context *context, const layer *of, void *stream,
+                          long clears) {
+    recorded *const mine = driver->mine();
+    void *graph = NULL, *instance = NULL;
+    size_t nodes = 0;
+    int replay, i;
+    mine->launches = mine->clears = mine->violations = 0;
+    CHECK(driver->begin_capture(stream, RELAXED) == 0);
+    launch_layer(context, of, stream);
+    CHECK(driver->end_capture(stream, &graph) == 0);
+    /* Nothing went elsewhere, or waited. */
+    CHECK(mine->launches == 0 && mine->clears == 0 && mine->violations == 0);
+    CHECK(driver->nodes(graph, NULL, &nodes) == 0 && nodes == (size_t)(3 + clears));
+    CHECK(driver->instantiate(&instance, graph, 0) == 0 && driver->destroy_graph(graph) == 0);
+    for (replay = 0; replay < 2; ++replay) {
+        mine->launches = mine->clears = 0;
+        CHECK(driver->launch_graph(instance, stream) == 0);
+        CHECK(mine->launches == 3 && mine->clears == clears);
+        CHECK(strncmp(mine->launch[0].kernel, "longrope_rotary_", 16) == 0);
+        CHECK(strncmp(mine->launch[1].kernel, "longrope_rotary_", 16) == 0);
+        CHECK(strncmp(mine->launch[2].kernel, "longrope_attention_", 19) == 0);
+        for (i = 0; i < 3; ++i) CHECK(mine->launch[i].context == driver->context(1));
+        /* Between the rotation and attention, in what the pool gave. */
+        CHECK(clears == 0 || (mine->launches_before_clear == 2 && mine->cleared >= (uintptr_t)of->workspace &&
+                              mine->cleared < (uintptr_t)of->workspace + of->bytes));
+    }
+    CHECK(driver->destroy_instance(instance) == 0);
+}
+
+/* That driver tells: what waits for the stream ends the capture. */
+static void wait_in_capture(const recording_api *driver, void *stream) {
+    void *graph = NULL;
+    driver->mine()->violations = 0;
+    CHECK(driver->begin_capture(stream, RELAXED) == 0);
+    CHECK(driver->synchronize(stream) == 900 && driver->mine()->violations == 1);
+    CHECK(driver->end_capture(stream, &graph) == 901 && graph == NULL);
+    CHECK(driver->synchronize(stream) == 0 && driver->mine()->violations == 1);
+}
+
 static void on_driver(void) {
     const recording_api driver = open_recording();
-    recorded *const mine = driver.mine();
-    char *const memory = (char *)(uintptr_t)0x10000000;
-    engine_pool pool = {(char *)(uintptr_t)0x70000000, 0, (size_t)1 << 20};
-    engine_rope rope = {ROT, NEOX, 50000.0f, 1.0f, 1.0f, NULL, (const int32_t *)(uintptr_t)0x5000};
-    engine_tensor q, k, v, dst, q_view, k_view, v_view;
+    const engine_rope rope = {ROT, NEOX, 50000.0f, 1.0f, 1.0f, NULL, (const int32_t *)(uintptr_t)0x5000};
+    engine_pool pool = {(char *)(uintptr_t)0x70000000, 0, (size_t)1 << 26};
     longrope_context *context = NULL;
     longrope_factor_sets *sets;
     longrope_status status;
-    rope_call of_q, of_k;
-    attention_call attention;
-    void *stream, *workspace;
-    size_t bytes;
-    int replay;
+    layer chunk, prompt;
+    void *stream;
 
     driver.set_current(NULL);
     status = longrope_context_create(0, &context);
@@ -273,34 +344,13 @@ static void on_driver(void) {
     driver.set_current(driver.context(1));
     stream = driver.stream(5); /* of that context */
     sets = rope_sets(&rope);
-    q = contiguous(LONGROPE_DTYPE_F16, memory, DIM, HEADS, TOKENS);
-    k = contiguous(LONGROPE_DTYPE_F16, memory + 0x100000, DIM, KV_HEADS, KEYS);
-    v = contiguous(LONGROPE_DTYPE_F16, memory + 0x200000, DIM, KV_HEADS, KEYS);
-    dst = contiguous(LONGROPE_DTYPE_F16, memory + 0x300000, DIM, HEADS, TOKENS);
-    q_view = permuted(q), k_view = permuted(k), v_view = permuted(v);
-    CHECK(rope_build(&rope, sets, &q, &q, &of_q) && engine_rope_supported(&of_q));
-    CHECK(rope_build(&rope, sets, &k, &k, &of_k) && engine_rope_supported(&of_k));
-    CHECK(attention_build(&q_view, &k_view, &v_view, &dst, 0.125f, PAST, &attention));
-    CHECK(engine_attention_supported(&attention));
-    /* Before the capture: what the pool gives is in the graph for good. */
-    bytes = engine_attention_alloc_size(&attention);
-    workspace = pool_take(&pool, bytes);
-
-    /* The capture, twice: a graph is built anew when a shape has changed. */
-    for (replay = 0; replay < 2; ++replay) {
-        mine->launches = mine->context_changes = 0;
-        CHECK(longrope_rotary_run(context, &of_q.desc, &of_q.io, 1, stream) == LONGROPE_STATUS_OK);
-        CHECK(mine->launches == 1 && mine->launch[0].stream == stream);
-        CHECK(longrope_rotary_run(context, &of_k.desc, &of_k.io, 1, stream) == LONGROPE_STATUS_OK);
-        CHECK(mine->launches == 2 && mine->launch[1].stream == stream);
-        CHECK(longrope_attention_run(context, &attention.desc, &attention.tensors, workspace, bytes, stream) ==
-              LONGROPE_STATUS_OK);
-        /* One kernel each, and nothing beside: so few blocks need no counter to be cleared. That driver has no function that
-         * allocates: a call of one would have been an error. */
-        CHECK(mine->launches == 3 && mine->launch[0].stream == stream && mine->clears == 0);
-        CHECK(mine->launch[0].context == driver.context(1));
-    }
-    printf("three launches\n");
+    wait_in_capture(&driver, stream);
+    chunk = build_layer(&rope, sets, &pool, TOKENS, PAST);
+    capture_layer(&driver, context, &chunk, stream, 0);
+    /* A shape has changed, so the graph is captured anew; with so many blocks they take their work by a counter. */
+    prompt = build_layer(&rope, sets, &pool, PROMPT, 0);
+    capture_layer(&driver, context, &prompt, stream, 1);
+    printf("two graphs\n");
     longrope_factor_sets_destroy(sets);
     longrope_context_destroy(context);
 }

@@ -95,8 +95,9 @@ static void spoil_backward(longrope_attention_backward_desc *desc, longrope_atte
 
 /* The sections of heads and sequences that are worked on together are no more than these. */
 static int most_parts(const longrope_tensor *keys) {
-    const int64_t all = keys->shape[0] > 0 && keys->shape[2] > 0 ? keys->shape[0] * keys->shape[2] : 1;
-    return all < 1000000 ? (int)all : 1000000;
+    const int64_t most = 1000000, batch = keys->shape[0], heads = keys->shape[2];
+    if (batch <= 0 || heads <= 0) return 1;
+    return (int)(batch < most / heads ? batch * heads : most);
 }
 
 /* The CPU form refuses what means nothing as a launch does; of what means something it takes F32, and a launch all else. */

@@ -12,7 +12,8 @@
 extern uint64_t current_round, current_seed;
 
 static const char *const NAMES[FUNCTIONS] = {
-    "context_create", "factor_sets_from_json", "factor_sets_from_frequencies", "factor_sets_from_frequencies_f32",
+    "context_create", "factor_sets_from_json", "factor_sets_from_config", "factor_sets_from_frequencies",
+    "factor_sets_from_frequencies_f32",
     "config_from_json", "config_from_factors", "config_info_get", "config_frequencies", "config_factors", "config_to_json",
     "rotary_supported", "rotary_workspace_size", "rotary_run", "rotary_cpu",
     "rerotate_supported", "rerotate_workspace_size", "rerotate_run",

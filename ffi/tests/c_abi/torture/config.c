@@ -159,10 +159,12 @@ void round_of_config(void) {
         pairs = ask_info(config);
         ask_numbers(config, pairs);
         write_text(config, pairs);
+        make_sets_of(config, pairs);
     } else if (one_in(4)) {
         double number;
         before();
         after(F_CONFIG_FREQUENCIES, longrope_config_frequencies(NULL, 0, &number, 1), NULL);
+        make_sets_of(NULL, 0);
     }
     longrope_config_destroy(config);
 }

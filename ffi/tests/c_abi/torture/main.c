@@ -1,15 +1,20 @@
 /* torture SEED CALLS [FIRST]: rounds of all operations until so many calls were made.
  * torture SEED configs SECONDS: rounds of configurations and frequencies for so long.
- * A round is drawn from the seed and its number alone: FIRST begins with that round. */
+ * A round is drawn from the seed and its number alone: FIRST begins with that round.
+ * It fails if more memory is resident at the end than after the first WARM_UP rounds, beyond what LONGROPE_TORTURE_KIB says
+ * in KiB, or else MOST_GROWTH. Tools that keep what was freed need a larger one. */
 #define _DEFAULT_SOURCE
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "torture.h"
+
+enum { WARM_UP = 20000, MOST_GROWTH = 1024 };
 
 uint64_t current_round, current_seed;
 
@@ -45,17 +50,23 @@ static void round_of_configs(void) {
     }
 }
 
-static long kilobytes(void) {
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return usage.ru_maxrss;
+/* KiB of this process that are resident now, without what was freed and malloc keeps. */
+static long resident(void) {
+    FILE *const file = fopen("/proc/self/statm", "r");
+    long all = 0, pages = 0;
+    malloc_trim(0);
+    if (!file || fscanf(file, "%ld %ld", &all, &pages) != 2) fail("/proc/self/statm can't be read");
+    fclose(file);
+    return pages * (sysconf(_SC_PAGESIZE) / 1024);
 }
 
 int main(int argc, char **argv) {
     const int configs = argc == 4 && strcmp(argv[2], "configs") == 0;
     const long until = argc > 2 ? atol(argv[configs ? 3 : 2]) : 0;
     const time_t start = time(NULL);
-    long warm = 0, rounds = 0;
+    const char *const kib = getenv("LONGROPE_TORTURE_KIB");
+    const long growth = kib ? atol(kib) : MOST_GROWTH;
+    long warm = 0, now, rounds = 0;
     int status, one_sided;
     if (argc < 3 || until <= 0) {
         fprintf(stderr, "torture SEED CALLS [FIRST], or torture SEED configs SECONDS\n");
@@ -83,7 +94,11 @@ int main(int argc, char **argv) {
             round_of_all();
         }
         ++current_round;
-        if (++rounds == 20000) warm = kilobytes();
+        if (++rounds == WARM_UP) warm = resident();
+    }
+    now = resident();
+    if (warm && now - warm > growth) {
+        fail("%ld KiB are resident; expected at most %ld more than the %ld after %d rounds", now, growth, warm, WARM_UP);
     }
     end_sets();
     end_driver();
@@ -91,7 +106,7 @@ int main(int argc, char **argv) {
     printf("%ld calls, ", calls());
     /* Those that configurations are tried with need not fail. */
     if (!configs) printf("%d functions that never succeeded or never failed, ", one_sided);
-    printf("%ld rounds, at most %ld KiB of memory (%ld after the first 20000), %s\n", rounds, kilobytes(), warm,
+    printf("%ld rounds, %ld KiB resident (%ld after %d rounds), %s\n", rounds, now, warm, WARM_UP,
            longrope_has_device_code() ? "with device code" : "without device code");
     return one_sided && !configs;
 }

@@ -132,6 +132,8 @@ static void restore(const longrope_tensor *tensor) {
     int i;
     for (i = 3; i >= 0; --i) {
         if (tensor->shape[i] == 0) return; /* the others may be anything */
+    }
+    for (i = 3; i >= 0; --i) {
         stride[i] = is_contiguous ? step : tensor->stride[i];
         step *= tensor->shape[i];
     }

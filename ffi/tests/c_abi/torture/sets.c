@@ -162,6 +162,20 @@ void round_of_json(void) {
     use(status, sets, 0);
 }
 
+/* ---- From configurations ----------------------------------------------------------------------------------------- */
+
+void make_sets_of(const longrope_config *config, int64_t pairs) {
+    const int64_t length = one_in(4) ? hostile_integer() : below(100000);
+    const int32_t angles = one_in(16) ? (int32_t)hostile_integer() : (int32_t)below(3);
+    longrope_factor_sets *sets = NULL, **to = one_in(100) ? NULL : &sets;
+    longrope_status status;
+    before();
+    status = longrope_factor_sets_from_config(config, length, angles, to);
+    after(F_SETS_CONFIG, status, NULL);
+    if (sets && !config) fail("sets of no configuration");
+    use(status, sets, pairs);
+}
+
 /* ---- Contexts ---------------------------------------------------------------------------------------------------- */
 
 void round_of_contexts(void) {

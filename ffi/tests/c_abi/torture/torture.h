@@ -51,7 +51,7 @@ const void *place(int slot, const void *object, size_t bytes);
 /* ---- check.c: what every answer must be -------------------------------------------------------------------------- */
 
 typedef enum function {
-    F_CONTEXT_CREATE, F_JSON, F_FREQUENCIES, F_FREQUENCIES_F32,
+    F_CONTEXT_CREATE, F_JSON, F_SETS_CONFIG, F_FREQUENCIES, F_FREQUENCIES_F32,
     F_CONFIG_JSON, F_CONFIG_FACTORS, F_CONFIG_INFO, F_CONFIG_FREQUENCIES, F_CONFIG_GET_FACTORS, F_CONFIG_TO_JSON,
     F_ROTARY_SUPPORTED, F_ROTARY_SIZE, F_ROTARY_RUN, F_ROTARY_CPU,
     F_REROTATE_SUPPORTED, F_REROTATE_SIZE, F_REROTATE_RUN,
@@ -135,6 +135,8 @@ void end_sets(void);
 const longrope_factor_sets *draw_sets(int64_t dim);
 void round_of_frequencies(void);
 void round_of_json(void);
+/* Sets of a configuration with so many pairs, or of NULL. */
+void make_sets_of(const longrope_config *config, int64_t pairs);
 void round_of_contexts(void);
 /* texts.c. The text of a configuration, whole or broken, or NULL; it may be said to be longer than any memory. */
 const char *draw_text(size_t *bytes);
