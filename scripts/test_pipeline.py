@@ -30,7 +30,7 @@ for flag, value in zip(flags, flags[1:]):
     if flag in inputs and not pathlib.Path(path).exists():
         sys.exit(flag + " " + path + " is not there")
 length = int(flags[flags.index("--length") + 1]) if "--length" in flags else 0
-scaling = {{"attention_factor": 1.0, "long_factor": [1.0, 2.0]}}
+scaling = {{"long_factor": [1.0, 2.0]}} if length == 2048 else {{"attention_factor": 1.25, "long_factor": [1.0, 2.0]}}
 bucket = {{"max_length": length, "attention_factor": 1.0, "n_hat": 0, "factors": [1.0, 1.5]}}
 if name == "search" and "--recover" in flags:
     given = json.loads(pathlib.Path(flags[flags.index("--recover") + 1]).read_text())
@@ -98,6 +98,10 @@ class Pipeline(unittest.TestCase):
         schedule = json.loads((self.path / "out/schedule.json").read_text())
         lengths = [bucket["max_length"] for bucket in schedule["buckets"]]
         self.assertEqual(lengths, [64, 128, 256, 1024, 2048, 4096])
+        # Where a configuration names no attention factor it is that of LongRoPE's rule: 8 times 256 tokens.
+        factors = [bucket["attention_factor"] for bucket in schedule["buckets"]]
+        self.assertEqual(factors[3], 1.25)
+        self.assertAlmostEqual(factors[4], (1 + 3 / 8) ** 0.5)
         # The report has a row for each model and method, of every kind that was measured.
         report = next(command for command in commands if command[0] == "tabulate")
         rows = {source.split("=")[0] for source in report[1:] if "@" in source}

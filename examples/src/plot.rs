@@ -8,8 +8,10 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use crate::report::Table;
 
 const SIZE: (u32, u32) = (760, 420);
-/// The room for the names, right of the plot.
+/// The room for names of usual lengths, right of the plot; longer ones make it wider.
 const LEGEND_WIDTH: u32 = 110;
+/// What a character of a name takes at the most.
+const CHARACTER_WIDTH: u32 = 7;
 /// Colours that stay apart for most colour-blind readers (Okabe and Ito).
 pub(crate) const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 0, 0),
@@ -87,11 +89,14 @@ fn draw(lines: &[Line<'_>], axes: &Axes<'_>, marks: &[f64]) -> Result<String> {
     }
     let (right, bottom, top) = (right.max(left + 1e-9), bottom * 0.93, top * 1.25);
 
+    let longest = lines.iter().map(|line| line.name.chars().count()).max().unwrap_or(0) as u32;
+    let plot_width = SIZE.0 - LEGEND_WIDTH;
+    let width = plot_width + LEGEND_WIDTH.max(30 + CHARACTER_WIDTH * longest);
     let mut svg = String::new();
     {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        let root = SVGBackend::with_string(&mut svg, (width, SIZE.1)).into_drawing_area();
         root.fill(&WHITE).map_err(plot_error)?;
-        let (left_area, legend) = root.split_horizontally(SIZE.0 - LEGEND_WIDTH);
+        let (left_area, legend) = root.split_horizontally(plot_width);
         let mut chart = ChartBuilder::on(&left_area)
             .caption(axes.title, ("sans-serif", 20))
             .margin(12)
@@ -188,6 +193,21 @@ mod tests {
             assert!(svg.contains(&format!("\n{mark}\n")), "{mark} in {svg}");
         }
         assert!(!svg.contains("\n900\n"));
+    }
+
+    #[test]
+    fn long_names_make_the_plot_wider() {
+        let width = |name: &str| {
+            let (lengths, methods) = (vec![256, 512], vec![name.to_owned()]);
+            let table = Table { lengths, methods, values: vec![vec![3.0], vec![9.0]] };
+            let svg = perplexity_by_length("Perplexity", &table).unwrap();
+            svg.split_once("width=\"").unwrap().1.split('"').next().unwrap().parse::<u32>().unwrap()
+        };
+        assert_eq!(width("NTK-aware"), SIZE.0);
+        assert_eq!(
+            width("LongRoPE, fine-tuned, recovered"),
+            SIZE.0 - LEGEND_WIDTH + 30 + 31 * CHARACTER_WIDTH
+        );
     }
 
     #[test]

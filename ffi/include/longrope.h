@@ -15,7 +15,8 @@
  *             thread. A launch runs in the CUDA context of its stream (for NULL: in the current one), which need not
  *             be the primary one.
  * Launches    A `_run` is asynchronous. It launches at most one kernel (attention, also over a cache: and may clear a
- *             counter in its workspace before, and merge parts after; its gradients: up to three); it allocates nothing
+ *             counter in its workspace before, and merge parts after; its gradients: up to five for each group of heads that
+ *             its workspace has room for); it allocates nothing
  *             on the device, synchronises nothing, copies nothing, and keeps no state. The same inputs give the same
  *             bits.
  * Workspace   Scratch memory on the device is yours: as many bytes as `_workspace_size` says for the same arguments,
