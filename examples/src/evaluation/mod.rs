@@ -1,12 +1,14 @@
 //! What methods are worth by length: perplexities with their standard errors, passkeys, and what follows a passage.
 
 mod choices;
+mod json;
 mod passkeys;
 mod plots;
 mod record;
 mod tables;
 
 pub use choices::{Answer, Choices, choices_csv, choices_text, measure_choices};
+pub use json::{Described, choices_json, passkeys_json, perplexities_json};
 pub use passkeys::{Keys, measure_passkeys, passkeys_csv, passkeys_text};
 pub use plots::{passkeys_svg, perplexity_svg};
 pub use record::Record;

@@ -85,11 +85,15 @@ impl Place {
 
     /// A line on the most memory that was taken of the GPU since `before` was free, if it is one: candle's pool keeps what it took.
     pub fn memory_line(&self, before: Option<u64>) -> String {
-        let taken = before.zip(self.free_memory());
-        taken.map_or_else(String::new, |(before, now)| {
-            let gib = before.saturating_sub(now) as f64 / f64::from(1 << 30);
+        self.memory_taken(before).map_or_else(String::new, |bytes| {
+            let gib = bytes as f64 / f64::from(1 << 30);
             format!("memory of the GPU, at most: {gib:.1} GiB\n")
         })
+    }
+
+    /// Bytes of it, of those that were free before.
+    pub fn memory_taken(&self, before: Option<u64>) -> Option<u64> {
+        before.zip(self.free_memory()).map(|(before, now)| before.saturating_sub(now))
     }
 
     /// Bytes of a weight.

@@ -24,6 +24,12 @@ pub struct Report {
     pub tokens: usize,
     /// How long the steps took, all together.
     pub seconds: f64,
+    /// Floating-point operations of the steps: products and causal attention, forward and backward, each once.
+    pub operations: f64,
+    /// The share that they are of what the device could do in that time, where its peak is known.
+    pub utilisation: Option<f64>,
+    /// Bytes of a GPU's memory that were in use.
+    pub memory_bytes: Option<u64>,
     /// The mean loss of the held-out windows before the first step, in nats a token.
     pub loss_before: f64,
     /// The same after the last.
@@ -42,15 +48,25 @@ pub struct Place {
 }
 
 impl Report {
-    /// Of a run that has done this.
-    pub fn new(done: &Done, length: usize, factors: &str, loss_after: f64, held_out: &[Window<'_>]) -> Self {
+    /// Of a run that has done this, in so many operations, on a device of this peak rate.
+    pub fn new(
+        done: &Done,
+        (length, factors): (usize, &str),
+        (operations, peak): (f64, Option<f64>),
+        loss_after: f64,
+        held_out: &[Window<'_>],
+    ) -> Self {
+        let seconds: f64 = done.history.iter().map(|record| record.seconds).sum();
         let place = |window: &Window<'_>| Place { text: window.text.to_owned(), start: window.start };
         Self {
             steps: done.history.len(),
             length,
             factors: factors.to_owned(),
             tokens: done.history.iter().map(|record| record.tokens).sum(),
-            seconds: done.history.iter().map(|record| record.seconds).sum(),
+            seconds,
+            operations,
+            utilisation: peak.filter(|_| seconds > 0.0).map(|peak| operations / seconds / peak),
+            memory_bytes: None,
             loss_before: done.loss_before,
             loss_after,
             held_out: held_out.iter().map(place).collect(),
@@ -76,13 +92,15 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { steps, length, factors, tokens, seconds, loss_before, loss_after, held_out } = self;
+        let Self { steps, length, factors, tokens, seconds, loss_before, loss_after, held_out, .. } = self;
         if *steps > 0 {
             writeln!(
                 f,
-                "{steps} steps of {} tokens at a length of {length}, with the factors of {factors}: {seconds:.1} s, {:.0} tokens/s.",
+                "{steps} steps of {} tokens at a length of {length}, with the factors of {factors}: {seconds:.1} s, {:.0} tokens/s{}.",
                 tokens / steps,
-                *tokens as f64 / seconds
+                *tokens as f64 / seconds,
+                self.utilisation
+                    .map_or_else(String::new, |share| format!(", {:.1} % of peak", 100.0 * share))
             )?;
         }
         writeln!(

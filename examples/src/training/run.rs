@@ -112,6 +112,11 @@ impl<'a> Run<'a> {
         mean_loss(self.model, held_out, self.rotary)
     }
 
+    /// Floating-point operations of all steps, as [`flops`] counts them.
+    pub fn operations(&self) -> f64 {
+        (0..self.done.sequences).map(|number| flops(self.model, &self.windows.get(number))).sum()
+    }
+
     pub(super) fn save(&self, checkpoints: &Checkpoints) -> Result<()> {
         for parameter in self.model.parameters() {
             let squares = parameter.value().sqr()?.sum_all()?.to_scalar::<f32>()?;

@@ -38,6 +38,10 @@ fn passkeys_are_measured_by_length_and_depth() {
     assert_eq!(file(dir.path(), "passkeys.svg").matches("depth 50 %").count(), 5);
     let csv = file(dir.path(), "passkeys.csv");
     assert_eq!(csv.lines().count(), 1 + 2 * 5 * 3);
+    let json: serde_json::Value = serde_json::from_str(&file(dir.path(), "passkeys.json")).unwrap();
+    assert_eq!((&json["target"], &json["place"]), (&512.into(), &"on the CPU in f32".into()));
+    assert_eq!(json["passkeys"].as_array().unwrap().len(), 2 * 5 * 3);
+    assert_eq!(json["passkeys"][0]["prompts"].as_array().unwrap().len(), 2);
 
     let (model, tokenizer) = model::load(&repository("data/models/tiny")).unwrap();
     let yarn = methods::baselines(&model.config().rope, 512).unwrap().pop().unwrap().rope;

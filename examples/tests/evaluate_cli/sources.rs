@@ -37,6 +37,12 @@ fn an_adapter_is_part_of_the_model_and_of_what_is_resumed() {
     done(dir.path(), &flags);
     let perplexity = || cell(&file(dir.path(), "perplexity.csv"), "300,PI,", 2);
     let plain = perplexity();
+    let adapter_in_json = || {
+        let json: serde_json::Value = serde_json::from_str(&file(dir.path(), "perplexity.json")).unwrap();
+        assert_eq!(json["perplexities"][0]["perplexity"].as_f64().unwrap(), perplexity());
+        json["adapter"].clone()
+    };
+    assert!(adapter_in_json().is_null());
     // What was measured without it is not taken for it.
     let (stdout, stderr) = done(dir.path(), &[&flags[..], &["--adapter", &path, "--resume"]].concat());
     assert!(
@@ -44,6 +50,7 @@ fn an_adapter_is_part_of_the_model_and_of_what_is_resumed() {
         "{stdout}"
     );
     assert!(stderr.contains(&format!("tiny with {path}: 1 evaluations")), "{stderr}");
+    assert_eq!(adapter_in_json(), path.as_str());
     let origin = Origin { model: repository("data/models/tiny"), adapter: Some(path.into()) };
     let (model, tokenizer) = origin.load_at(&Place::cpu()).unwrap();
     let tokens = text::read_tokens(&repository("data/texts/moby-dick-eval.txt"), &tokenizer).unwrap();
@@ -90,6 +97,8 @@ fn questions_are_answered_by_the_lowest_loss() {
     assert_eq!(file(dir.path(), "choices.txt"), stdout);
     let csv = file(dir.path(), "choices.csv");
     assert_eq!(csv.lines().count(), 1 + 2 * 4);
+    let json: serde_json::Value = serde_json::from_str(&file(dir.path(), "choices.json")).unwrap();
+    assert_eq!(json["choices"][1]["questions"][3]["losses"].as_array().unwrap().len(), 4);
 
     let (model, tokenizer) = model::load(&repository("data/models/tiny")).unwrap();
     let tokens = text::read_tokens(&repository("data/texts/moby-dick-eval.txt"), &tokenizer).unwrap();

@@ -33,6 +33,11 @@ fn an_adapter_and_the_merged_model_go_on_with_the_same_loss() {
     assert_eq!(losses(&second.finish_in(&dir.path().join("second"))).0, after);
     let third = Flags::quick().with("--model", first.join("model"));
     assert_eq!(losses(&third.finish_in(&dir.path().join("third"))).0, after);
+    // At another length, where both take YaRN's factors.
+    let [longer, other] =
+        [&second, &third].map(|flags| flags.clone().with("--length", "320").with("--steps", "1"));
+    let before = |flags: Flags, name: &str| losses(&flags.finish_in(&dir.path().join(name))).0;
+    assert_eq!(before(longer, "longer"), before(other, "other"));
     // No step: the adapter is merged, and that is all.
     let merged = dir.path().join("merged");
     assert_eq!(losses(&second.clone().with("--steps", "0").finish_in(&merged)), (after, after));

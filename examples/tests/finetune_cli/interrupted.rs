@@ -84,11 +84,20 @@ fn a_run_that_ended_is_only_measured_and_written_again() {
     let first = run.stdout;
     let line = run.stderr.lines().find(|line| line.starts_with("1/6 steps, loss ")).unwrap();
     assert!(line.contains(" tokens/s, ") && line.contains(" % of peak, about "), "{line}");
+    assert!(first.lines().next().unwrap().ends_with(" % of peak."), "{first}");
+    let report = || -> serde_json::Value {
+        serde_json::from_slice(&fs::read(dir.path().join("report.json")).unwrap()).unwrap()
+    };
+    let before = report();
+    let number = |name: &str| before[name].as_f64().unwrap();
+    let expected = number("operations") / number("seconds") / 0.05e12;
+    assert!((number("utilisation") / expected - 1.0).abs() < 1e-9, "{before}");
     fs::remove_dir_all(dir.path().join("model")).unwrap();
     let again = flags.switch("--resume").run_in(dir.path());
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     assert!(!again.stderr.contains(" steps, loss "), "{}", again.stderr);
     assert_eq!(losses(&again.stdout), losses(&first));
+    assert_eq!(report(), before);
     assert!(dir.path().join("model/model.safetensors").exists());
 }
 

@@ -37,14 +37,47 @@ fn every_result_is_written_and_named() {
         "history.csv",
         "perplexity.csv",
         "perplexity.svg",
+        "report.txt",
         "rope_scaling.json",
     ];
     assert_eq!(RUN.files.keys().collect::<Vec<_>>(), expected);
-    for (name, contents) in RUN.results() {
-        assert!(contents.ends_with('\n') || contents.ends_with("</svg>"), "{name}");
+    for (name, contents) in &RUN.files {
+        assert!(
+            contents.ends_with('\n') || contents.ends_with("</svg>") || contents.ends_with('}'),
+            "{name}"
+        );
         let named = RUN.stdout.lines().any(|line| line.starts_with("wrote ") && line.ends_with(name));
         assert!(named, "{name}: {}", RUN.stdout);
     }
+}
+
+#[test]
+fn the_report_says_what_was_searched_and_found() {
+    let report = &RUN.files["report.txt"];
+    let lines: Vec<&str> = report.lines().collect();
+    assert_eq!(lines[0], "Factors for 2048 tokens.");
+    let line =
+        |start: &str| lines.iter().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{report}"));
+    assert!(line("model").ends_with("models/tiny, on the CPU in f32"), "{report}");
+    assert!(line("searched on").ends_with("2 windows of moby-dick-search.txt"), "{report}");
+    assert!(line("optimiser").ends_with("cma-es, seed 0"), "{report}");
+    let history = RUN.history();
+    let (at, best) =
+        history.iter().enumerate().min_by(|a, b| a.1.perplexity.total_cmp(&b.1.perplexity)).unwrap();
+    let expected = format!("{:.4}, by evaluation {}; ", best.perplexity, at + 1);
+    assert!(line("best perplexity").contains(&expected), "{report}");
+    assert!(line("attention factor").ends_with(&format!("{}, searched", best.attention_factor)), "{report}");
+    let factors: Vec<f64> = lines[lines.iter().position(|line| line.starts_with("factors")).unwrap()..]
+        .iter()
+        .take(4)
+        .flat_map(|line| {
+            line.trim_start_matches("factors").split_whitespace().map(|cell| cell.parse::<f64>().unwrap())
+        })
+        .collect();
+    assert_eq!(factors.len(), 32);
+    assert!(factors.iter().zip(&best.factors).all(|(a, b)| (a - b).abs() < 1e-3), "{report}");
+    // The table is that which was printed.
+    assert!(RUN.stdout.contains(report.split_once("\nPerplexity on").unwrap().1), "{report}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use longrope::scaling::SetChoice;
 use longrope_drivers::corpus::{self, Window};
-use longrope_drivers::evaluation::{self, Cell, Method, Record};
+use longrope_drivers::evaluation::{self, Cell, Described, Method, Record};
 use longrope_drivers::model::{self, AttentionKind, Llama, Origin, Place};
 use longrope_drivers::progress::Progress;
 use longrope_drivers::{exit, files, interrupt, memory, text};
@@ -140,12 +140,14 @@ impl Job<'_> {
         };
         let markdown = evaluation::to_markdown(&cells, against);
         let tables = [evaluation::to_csv(&cells), evaluation::windows_csv(&cells)];
+        let json = evaluation::perplexities_json(&self.described(), &cells)?;
         let plot = evaluation::perplexity_svg(&cells)?;
         let mut files: Vec<(&str, &str)> = vec![
             ("perplexity.txt", &summary),
             ("perplexity.md", &markdown),
             ("perplexity.csv", &tables[0]),
             ("windows.csv", &tables[1]),
+            ("perplexity.json", &json),
         ];
         files.extend(plot.iter().map(|plot| ("perplexity.svg", plot.as_str())));
         self.finish(&summary, &files)
@@ -170,6 +172,19 @@ impl Job<'_> {
             eprintln!("stopped; --resume continues from {}", path.display());
         }
         Ok(())
+    }
+
+    /// The same for programs.
+    fn described(&self) -> Described {
+        let Origin { model, adapter } = &self.origin;
+        Described {
+            model: model.display().to_string(),
+            adapter: adapter.as_ref().map(|adapter| adapter.display().to_string()),
+            place: self.place.to_string(),
+            attention: self.arguments.attention.to_string(),
+            chunk: self.arguments.chunk,
+            target: self.target,
+        }
     }
 
     /// The model, and where and how it ran.

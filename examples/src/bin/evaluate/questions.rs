@@ -44,6 +44,7 @@ impl Job<'_> {
             &[
                 ("passkeys.txt", &summary),
                 ("passkeys.csv", &evaluation::passkeys_csv(&keys)),
+                ("passkeys.json", &evaluation::passkeys_json(&self.described(), &keys)?),
                 ("passkeys.svg", &evaluation::passkeys_svg(&keys)?),
             ],
         )
@@ -77,6 +78,13 @@ impl Job<'_> {
             evaluation::choices_text(&found),
             self.place.memory_line(self.memory_before),
         );
-        self.finish(&summary, &[("choices.txt", &summary), ("choices.csv", &evaluation::choices_csv(&found))])
+        self.finish(
+            &summary,
+            &[
+                ("choices.txt", &summary),
+                ("choices.csv", &evaluation::choices_csv(&found)),
+                ("choices.json", &evaluation::choices_json(&self.described(), &found)?),
+            ],
+        )
     }
 }

@@ -78,14 +78,28 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     let peak = arguments.peak.map(|peak| peak * 1e12).or_else(|| training::peak(&place.to_string()));
     run.train(&checkpoints, &Progress::new("steps"), peak)?;
-    let memory = place.memory_line(memory_before);
+    let costs = Costs {
+        peak,
+        memory: place.memory_taken(memory_before),
+        memory_line: place.memory_line(memory_before),
+        started,
+    };
     let trained_on = trained_on(&origin, &train_texts)?;
     let from = (path.as_path(), &opened, trained_on.as_ref());
-    finish(arguments, from, &factors, &run, &eval_windows, (started, memory)).inspect_err(|error| {
+    finish(arguments, from, &factors, &run, &eval_windows, &costs).inspect_err(|error| {
         if error.is::<interrupt::Interrupted>() {
             eprintln!("stopped before the report; --resume goes on with it");
         }
     })
+}
+
+/// What a run takes of a device.
+struct Costs {
+    /// Its rate, where that is known.
+    peak: Option<f64>,
+    memory: Option<u64>,
+    memory_line: String,
+    started: Instant,
 }
 
 /// The texts that the loss is measured on, before and after.
@@ -129,7 +143,7 @@ fn finish(
     factors: &Factors,
     run: &Run<'_>,
     held_out: &[Window<'_>],
-    (started, memory): (Instant, String),
+    costs: &Costs,
 ) -> Result<()> {
     let (model, done, output) = (run.model(), run.done(), &arguments.output);
     let packs: Vec<Pack> = held_out.iter().map(|window| Pack::one(window.tokens.to_vec())).collect();
@@ -147,12 +161,14 @@ fn finish(
         training::adapter(model, lora, path, trained_on, &output.join("adapter"))?;
         written.push("adapter");
     }
-    let report = Report::new(done, factors.length, &factors.name, after, held_out);
+    let kind = (factors.length, factors.name.as_str());
+    let mut report = Report::new(done, kind, (run.operations(), costs.peak), after, held_out);
+    report.memory_bytes = costs.memory;
     written.extend(report.write(done, output)?);
     let mut out = report.to_string();
     for name in written {
         out += &format!("wrote {}\n", output.join(name).display());
     }
-    out += &format!("{memory}{:.1} s in all\n", started.elapsed().as_secs_f64());
+    out += &format!("{}{:.1} s in all\n", costs.memory_line, costs.started.elapsed().as_secs_f64());
     std::io::stdout().write_all(out.as_bytes()).context("the standard output can't be written")
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
+use longrope::search::Evolution;
 use longrope_drivers::arguments::ModelArguments;
 use longrope_drivers::search_run::EarlyDrop;
 
@@ -65,13 +66,17 @@ pub struct Arguments {
     /// Evaluations at the most [default: 96 of cma-es; of paper and released, what their sizes give]
     #[arg(long, value_name = "N")]
     pub evaluations: Option<usize>,
-    /// Individuals of the first population of paper and released [default: 32; the paper: 64]
+    /// Sizes of paper and released: small ones, or the paper's, of which it halves population and offspring above 524,288 tokens
+    /// [default: small]
+    #[arg(long, value_enum)]
+    pub sizes: Option<Sizes>,
+    /// Individuals of the first population of paper and released [default: by --sizes 32 or 64]
     #[arg(long, value_name = "N")]
     pub population: Option<usize>,
-    /// Iterations of paper and released after the first population [default: 10; the paper: 40]
+    /// Iterations of paper and released after the first population [default: by --sizes 10 or 40]
     #[arg(long, value_name = "N")]
     pub iterations: Option<usize>,
-    /// Mutants, and as many crossovers, of an iteration of paper and released [default: 8; the paper: 16]
+    /// Mutants, and as many crossovers, of an iteration of paper and released [default: by --sizes 8 or 16]
     #[arg(long, value_name = "N")]
     pub offspring: Option<usize>,
     /// Whether the attention factor is searched too, by cma-es, or is √(1 + ln scale / ln original length), LongRoPE's rule
@@ -127,6 +132,13 @@ impl OptimiserKind {
     }
 }
 
+/// The flag `--sizes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Sizes {
+    Small,
+    Paper,
+}
+
 /// The flag `--attention-factor`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AttentionFactor {
@@ -150,11 +162,27 @@ pub enum Switch {
 
 /// Sizes of a search where no flag says another.
 pub const EVALUATIONS: usize = 96;
-pub const POPULATION: usize = 32;
-pub const ITERATIONS: usize = 10;
-pub const OFFSPRING: usize = 8;
+const POPULATION: usize = 32;
+const ITERATIONS: usize = 10;
+const OFFSPRING: usize = 8;
+/// Targets above this many tokens have half the paper's sizes.
+const HALVED_ABOVE: usize = 512 * 1024;
 
 impl Arguments {
+    /// Individuals of the first population, iterations after it, and mutants of each, of a search for so many tokens.
+    pub fn sizes(&self, length: usize) -> [usize; 3] {
+        let usual = match self.sizes {
+            None | Some(Sizes::Small) => [POPULATION, ITERATIONS, OFFSPRING],
+            Some(Sizes::Paper) => {
+                let paper = Evolution::default();
+                let paper = if length > HALVED_ABOVE { paper.halved() } else { paper };
+                [paper.population, paper.iterations, paper.mutations]
+            }
+        };
+        let given = [self.population, self.iterations, self.offspring];
+        std::array::from_fn(|i| given[i].unwrap_or(usual[i]))
+    }
+
     /// Windows or prompts of an evaluation.
     pub fn windows(&self) -> usize {
         self.windows.unwrap_or(match self.objective {
@@ -206,6 +234,7 @@ impl Arguments {
             &[
                 ("--attention-factor searched", searched, cma_es, "cma-es"),
                 ("--factors fixed", self.factors == Factors::Fixed, cma_es, "cma-es"),
+                ("--sizes", self.sizes.is_some(), !cma_es, "paper or released"),
                 ("--population", self.population.is_some(), !cma_es, "paper or released"),
                 ("--iterations", self.iterations.is_some(), !cma_es, "paper or released"),
                 ("--offspring", self.offspring.is_some(), !cma_es, "paper or released"),
@@ -244,5 +273,22 @@ impl Arguments {
             ensure!(*valid || !given, "{name}: not valid with {flag} {value}; expected {flag} {with}");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_paper_s_sizes_are_halved_above_512k_tokens() {
+        let sizes = |flags: &[&str], length| {
+            let all = [&["search", "--optimiser", "paper"], flags].concat();
+            Arguments::try_parse_from(all).unwrap().sizes(length)
+        };
+        assert_eq!(sizes(&[], 1 << 20), [32, 10, 8]);
+        assert_eq!(sizes(&["--sizes", "paper"], 524_288), [64, 40, 16]);
+        assert_eq!(sizes(&["--sizes", "paper"], 524_289), [32, 40, 8]);
+        assert_eq!(sizes(&["--sizes", "paper", "--iterations", "3"], 1 << 20), [32, 3, 8]);
     }
 }

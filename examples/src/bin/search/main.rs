@@ -1,6 +1,7 @@
 //! Searches LongRoPE interpolation factors for a model, and measures them on text the search has not seen.
 
 mod arguments;
+mod report;
 mod results;
 mod start;
 mod texts;
@@ -80,12 +81,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         model.config().original_length()
     );
     search_run::run(&mut run, &task, &mut checkpoint, &Progress::new("evaluations"))?;
-    results::write(arguments, &task, &run, (&texts.eval_name, &texts.eval), others, started).inspect_err(
-        |error| {
-            if error.is::<interrupt::Interrupted>() {
-                let path = checkpoint.path().display();
-                eprintln!("stopped before the table; --resume continues from {path}");
-            }
-        },
-    )
+    results::write((arguments, &origin), (&task, &run), &texts, others, started).inspect_err(|error| {
+        if error.is::<interrupt::Interrupted>() {
+            let path = checkpoint.path().display();
+            eprintln!("stopped before the table; --resume continues from {path}");
+        }
+    })
 }

@@ -10,6 +10,7 @@ use longrope::scaling::{RopeConfig, Schedule};
 use longrope::search::Candidate;
 use longrope_drivers::convergence::{self, Curve};
 use longrope_drivers::evaluation::Method;
+use longrope_drivers::model::Origin;
 use longrope_drivers::progress::Progress;
 use longrope_drivers::report::Table;
 use longrope_drivers::search_run::{Run, Task};
@@ -17,6 +18,7 @@ use longrope_drivers::target::Purpose;
 use longrope_drivers::{files, methods, plot, report};
 
 use super::arguments::{Arguments, Objective};
+use super::texts::Texts;
 
 /// The factors that were found, and what they are compared with.
 struct Found {
@@ -76,15 +78,15 @@ impl Found {
 
 /// Measures the table and writes all files.
 pub fn write(
-    arguments: &Arguments,
-    task: &Task<'_>,
-    run: &Run,
-    unseen: (&str, &[u32]),
+    (arguments, origin): (&Arguments, &Origin),
+    (task, run): (&Task<'_>, &Run),
+    texts: &Texts,
     others: Vec<Curve>,
     started: Instant,
 ) -> Result<()> {
     let best = run.search.best().context("no candidate has a finite value")?;
     let found = Found::new(task, &best.candidate)?;
+    let unseen = (texts.eval_name.as_str(), texts.eval.as_slice());
     let table = match arguments.eval_windows {
         0 => None,
         windows => Some(measure(task, &found, unseen, windows, best.value)?),
@@ -111,6 +113,8 @@ pub fn write(
     let length = task.target.length();
     let history = report::history_csv(run, length, task.attention_factor);
     output("history.csv", &history)?;
+    let names = (texts.search_name.as_str(), unseen.0);
+    output("report.txt", &super::report::text(arguments, origin, (task, run), names, best, table.as_ref()))?;
     if let Some(table) = &table {
         output("perplexity.csv", &table.to_csv())?;
         output(

@@ -12,9 +12,7 @@ use longrope_drivers::model::LlamaConfig;
 use longrope_drivers::search_run::{CheckpointFile, Run};
 use longrope_drivers::target::{Purpose, Target, schedule_of};
 
-use super::arguments::{
-    Arguments, EVALUATIONS, Factors, ITERATIONS, OFFSPRING, OptimiserKind, POPULATION, Switch,
-};
+use super::arguments::{Arguments, EVALUATIONS, Factors, OptimiserKind, Switch};
 
 /// The largest factor of a recovery, as a multiple of the scale.
 const RECOVERY_RATIO: f64 = 5.0;
@@ -97,8 +95,7 @@ fn optimiser(
         };
         seeds = seeds.iter().flat_map(with).collect();
     }
-    let population = arguments.population.unwrap_or(POPULATION);
-    let offspring = arguments.offspring.unwrap_or(OFFSPRING);
+    let [population, iterations, offspring] = arguments.sizes(target.length());
     let optimiser = match kind {
         OptimiserKind::CmaEs => Optimiser::from(CmaEs {
             evaluations: match arguments.factors {
@@ -118,7 +115,7 @@ fn optimiser(
             mutations: offspring,
             crossovers: offspring,
             parents: population.div_ceil(2),
-            iterations: arguments.iterations.unwrap_or(ITERATIONS),
+            iterations,
             seed: arguments.seed,
             first_tokens,
             maximum_ratio,
