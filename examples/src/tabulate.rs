@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use crate::evaluation::{Answer, Cell, Choices, Keys, Measured, differences, told};
+use crate::evaluation::{Answer, Cell, Choices, Keys, Measured, differences, told, told_difference};
 use crate::files;
 use crate::passkey::{self, Recall};
 
@@ -240,10 +240,7 @@ pub fn perplexities(cells: &[Cell], against: Option<&str>) -> String {
     text += &format!("\nLoss less that of {against}, nats a token:\n\n");
     text += &table("", places, |row, length| {
         let cell = found.iter().find(|(found, name, ..)| *found == length && name == row);
-        cell.map_or_else(String::new, |(_, _, mean, error)| match error.is_nan() {
-            true => format!("{mean:.3}"),
-            false => format!("{mean:.3} ± {error:.3}"),
-        })
+        cell.map_or_else(String::new, |(_, _, mean, error)| told_difference(*mean, *error))
     });
     text
 }

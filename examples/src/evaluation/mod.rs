@@ -12,8 +12,8 @@ pub use json::{Described, choices_json, passkeys_json, perplexities_json};
 pub use passkeys::{Keys, measure_passkeys, passkeys_csv, passkeys_text};
 pub use plots::{passkeys_svg, perplexity_svg};
 pub use record::Record;
-pub(crate) use tables::told;
 pub use tables::{differences, to_csv, to_markdown, to_text, windows_csv};
+pub(crate) use tables::{told, told_difference};
 
 use anyhow::{Result, bail};
 use longrope::scaling::{FactorSets, RopeConfig, Schedule, SetChoice};

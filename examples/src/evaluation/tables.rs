@@ -34,6 +34,14 @@ pub(crate) fn told(cell: &Cell) -> String {
     format!("{:.decimals$}{error}", cell.perplexity())
 }
 
+/// A difference of losses with its standard error, which that of one window has not.
+pub(crate) fn told_difference(mean: f64, error: f64) -> String {
+    match error.is_nan() && !mean.is_nan() {
+        true => format!("{mean:.3}"),
+        false => format!("{mean:.3} ± {error:.3}"),
+    }
+}
+
 /// A row a cell.
 pub fn to_csv(cells: &[Cell]) -> String {
     let mut csv = "length,method,perplexity,standard_error,windows,seconds\n".to_owned();
@@ -102,10 +110,7 @@ pub fn to_markdown(cells: &[Cell], against: &str) -> String {
     write!(text, "\nLoss less that of {against}, nats a token:\n\n{}", header(&others)).unwrap_or_default();
     for length in lengths {
         let values = found.iter().filter(|difference| difference.0 == length);
-        let values = values.map(|(_, _, mean, error)| match error.is_nan() && !mean.is_nan() {
-            true => format!("{mean:.3}"),
-            false => format!("{mean:.3} ± {error:.3}"),
-        });
+        let values = values.map(|(_, _, mean, error)| told_difference(*mean, *error));
         writeln!(text, "| {length} | {} |", values.collect::<Vec<_>>().join(" | ")).unwrap_or_default();
     }
     text

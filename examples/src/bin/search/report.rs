@@ -54,7 +54,7 @@ pub fn text(
         "Factors for {length} tokens{purpose}.\n\nmodel              {origin}, {}\nsearched on        {samples}\n\
          optimiser          {}, seed {}\nevaluations        {}, {dropped} of them left after their first window\n\
          cost               {} model tokens, {seconds:.1} s\nbest {value:<14}{:.4}, by evaluation {at}; the best that it began \
-         with {first:.4}\nattention factor   {found}\nfirst tokens alone {first_tokens}\nfactors            ",
+         with {first:.4}\nattention factor   {found}\nn_hat              {first_tokens} first tokens\nfactors            ",
         task.model.place(),
         arguments.optimiser.name(),
         arguments.seed,
