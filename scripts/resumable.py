@@ -3,6 +3,7 @@ scripts/pipeline-results share."""
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -40,6 +41,13 @@ class Runner:
         self.name, self.output, self.programs, self.limit = name, output, programs, limit
         self.until = float("inf")
 
+    def record(self) -> Path:
+        return self.output / "steps.json"
+
+    def done(self) -> dict:
+        """The steps that were done, by their names."""
+        return json.loads(self.record().read_text()) if self.record().exists() else {}
+
     def full(self, command: list[str]) -> list[str]:
         """With the program's path, and --resume where an earlier run left something to go on with."""
         program, *flags = command
@@ -67,8 +75,7 @@ class Runner:
     def run(self, step: Step) -> None:
         """Does a step, unless it was done by the same commands before."""
         self.output.mkdir(parents=True, exist_ok=True)
-        record = self.output / "steps.json"
-        done = json.loads(record.read_text()) if record.exists() else {}
+        done = self.done()
         words = [" ".join(command) for command in step.commands if isinstance(command, list)]
         if not step.always and done.get(step.name, {}).get("commands") == words:
             print(f"{step.name}: done before")
@@ -79,8 +86,12 @@ class Runner:
         for command in step.commands:
             self.program(command) if isinstance(command, list) else command()
         seconds = round(time.monotonic() - started, 1)
+        # Read anew, since another process may have done other steps on another GPU.
+        done = self.done()
         done[step.name] = {"commands": words, "seconds": seconds}
-        record.write_text(json.dumps(done, indent=2) + "\n")
+        aside = self.record().with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps(done, indent=2) + "\n")
+        aside.rename(self.record())
         print(f"{step.name}: {seconds} s", flush=True)
 
 

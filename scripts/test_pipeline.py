@@ -115,6 +115,22 @@ class Pipeline(unittest.TestCase):
         self.run_script("--evaluations", "9,4,16", "factors-512")
         self.assertEqual(len(self.commands()), 2)
 
+    def test_what_is_kept_is_no_checkpoint_of_what_was_done(self) -> None:
+        self.run_script("factors-512", "tune-512")
+        for folder in ("tune-512", "tune-1024"):
+            checkpoint = self.path / "out" / folder / "checkpoint-4"
+            checkpoint.mkdir(parents=True)
+            (checkpoint / "tensors").touch()
+        kept = self.run_script("keep")
+        self.assertIn("tune-1024/checkpoint-4/tensors", kept)
+        self.assertNotIn("tune-512/checkpoint-4", kept)
+
+    def test_steps_of_two_processes_are_both_told(self) -> None:
+        # The one on another GPU ends while a step of this one runs.
+        runner = Runner("test", self.path / "out", self.path, 60)
+        runner.run(Step("outer", "", 1, [lambda: runner.run(Step("inner", "", 1, []))]))
+        self.assertEqual(set(runner.done()), {"inner", "outer"})
+
     def test_what_is_missing_stops_the_steps(self) -> None:
         with self.assertRaisesRegex(SystemExit, "tune-512.*status 1"), contextlib.redirect_stderr(io.StringIO()):
             self.run_script("tune-512")
