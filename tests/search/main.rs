@@ -2,6 +2,7 @@
 
 mod arguments;
 mod cma_es;
+mod golden;
 mod properties;
 mod quality;
 mod released;
