@@ -1,5 +1,6 @@
 //! The program `evaluate`, on the bundled model: its tables against the library's own numbers, and what it refuses.
 
+mod interrupted;
 mod options;
 #[path = "../shared/paths.rs"]
 mod paths;
@@ -30,10 +31,14 @@ impl Run {
     }
 }
 
-fn start(dir: &Path, arguments: &[&str]) -> Output {
+fn command(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_evaluate"));
     command.arg("--output").arg(dir.join("out")).args(["--device", "cpu"]).args(arguments);
-    command.output().unwrap()
+    command
+}
+
+fn start(dir: &Path, arguments: &[&str]) -> Output {
+    command(dir, arguments).output().unwrap()
 }
 
 /// The message of a run that is refused, without "error: ".
