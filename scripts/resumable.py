@@ -2,8 +2,8 @@
 scripts/pipeline-results share."""
 
 import argparse
+import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -48,6 +48,14 @@ class Runner:
         """The steps that were done, by their names."""
         return json.loads(self.record().read_text()) if self.record().exists() else {}
 
+    def note(self, name: str, entry: dict) -> None:
+        """Adds a step to those that were done. Another process may do so at the same time, for a step on another GPU."""
+        with open(self.output / "steps.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            aside = self.record().with_suffix(".new")
+            aside.write_text(json.dumps(self.done() | {name: entry}, indent=2) + "\n")
+            aside.rename(self.record())
+
     def full(self, command: list[str]) -> list[str]:
         """With the program's path, and --resume where an earlier run left something to go on with."""
         program, *flags = command
@@ -86,12 +94,7 @@ class Runner:
         for command in step.commands:
             self.program(command) if isinstance(command, list) else command()
         seconds = round(time.monotonic() - started, 1)
-        # Read anew, since another process may have done other steps on another GPU.
-        done = self.done()
-        done[step.name] = {"commands": words, "seconds": seconds}
-        aside = self.record().with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(done, indent=2) + "\n")
-        aside.rename(self.record())
+        self.note(step.name, {"commands": words, "seconds": seconds})
         print(f"{step.name}: {seconds} s", flush=True)
 
 

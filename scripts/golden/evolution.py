@@ -2,9 +2,9 @@
 
     python scripts/golden/evolution.py            # or --check: compare, exit 1 on a difference
 
-Written from the paper's algorithm and from what the released code does, not from this repository's Rust; what both share is the random
-stream: ChaCha8 as the crate rand_chacha seeds it, booleans and whole numbers as the crate rand 0.10 draws them. Python's own
-floats do the rest. A search minimises the sum of (factor - wanted)^2 and of |n - wanted n| / 100. Needs nothing but Python.
+The paper's algorithm, and what the released code does, once more. For the same candidates to come out, all that these leave open is as in
+the Rust, so that it is a second implementation, not an independent one: the order of draws, tries after a known candidate, ChaCha8 as
+the crate rand_chacha seeds it, booleans and whole numbers as the crate rand 0.10 draws them. A search minimises the sum of (factor - wanted)^2 and of |n - wanted n| / 100. Needs nothing but Python.
 """
 
 import json

@@ -1,5 +1,5 @@
-//! Algorithm 1, and the released code's operators, against an implementation in Python that was written from the paper and that code
-//! (`scripts/golden/evolution.py`): the same candidates in the same order, for the same random stream.
+//! Algorithm 1, and the released code's operators, against a second implementation in Python (`scripts/golden/evolution.py`): the same
+//! candidates in the same order, for the same random stream.
 
 use longrope::scaling::Geometry;
 use longrope::search::{Candidate, Evolution, Operators, Search, paper_seeds, released_seeds};
