@@ -40,7 +40,7 @@ const BASE: Case = Case {
     step: 1,
 };
 
-const CASES: [Case; 20] = [
+const CASES: [Case; 21] = [
     Case { batch: 8, length: 2048, ..BASE },
     BASE,
     Case { causal: false, ..BASE },
@@ -62,6 +62,7 @@ const CASES: [Case; 20] = [
     Case { op: "fast", heads: [32, 32], head_dim: 64, ..BASE },
     Case { op: "fast", length: 65_536, heads: [8, 8], head_dim: 64, ..BASE },
     Case { op: "fast", head_dim: 96, ..BASE },
+    Case { op: "fast", heads: [8, 8], head_dim: 256, ..BASE },
     Case { op: "backward_short", length: 512, heads: [9, 3], head_dim: 64, ..BASE },
 ];
 

@@ -1,4 +1,4 @@
-// The instances of Hopper's backward pass of attention in one kernel for head dimensions padded to 96 and to 128.
+// The instances of Hopper's backward pass of attention in one kernel for head dimensions padded to 96, 128 and 256.
 
 #include "include/attention_backward_slab.cuh"
 
@@ -11,3 +11,4 @@ using InTurn = longrope::FastShape<kDim, 64, 3, 2, true, true>;
 
 LONGROPE_ATTENTION_BACKWARD_FAST(sm90_d96_bf16, __nv_bfloat16, Shape<96>, InTurn<96>)
 LONGROPE_ATTENTION_BACKWARD_FAST(sm90_d128_bf16, __nv_bfloat16, Shape<128>, InTurn<128>)
+LONGROPE_ATTENTION_BACKWARD_ROLES(sm90_d256_bf16, __nv_bfloat16)

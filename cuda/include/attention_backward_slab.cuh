@@ -5,7 +5,7 @@
 // do that have them in registers. Bound by memory.
 #pragma once
 
-#include "attention_backward_sm90_fast.cuh"
+#include "attention_backward_sm90_roles.cuh"
 
 namespace longrope {
 
@@ -29,14 +29,14 @@ struct SlabRows {
     typename Shape::Staged staged;
 
     // Whether there is something to do. `shared`: Staged::kBytes for each warp.
-    __device__ __forceinline__ bool find(const longrope_attention_backward_params &b, uint32_t blocks, uint32_t heads, float *shared) {
+    __device__ __forceinline__ bool find(const longrope_attention_backward_params &b, uint32_t blocks, uint32_t heads, char *shared) {
         first = blockIdx.x % blocks;
         const uint32_t index = blockIdx.x / blocks;
         sequence = static_cast<int>(index / heads);
         block.head = static_cast<int>(index % heads);
         block.first_query = 0;
         block.read_sequence(b.attention, sequence);
-        staged = {shared + threadIdx.x / 32 * (Shape::Staged::kBytes / 4)};
+        staged = {reinterpret_cast<float *>(shared + threadIdx.x / 32 * Shape::Staged::kBytes)};
         if (block.is_bad) return false;
         set = gradient_set(b, block, sequence);
         // The other kernels tell only of sequences with keys.
@@ -65,18 +65,15 @@ struct SlabRows {
     }
 };
 
-template <class Shape>
-constexpr int kSlabStagedFloats = 4 * Shape::Staged::kBytes / 4;
-
 template <class T, class Shape>
 __device__ __forceinline__ void write_queries(const longrope_attention_backward_sm90_params &h) {
-    __shared__ __align__(16) float staged[kSlabStagedFloats<Shape>];
+    extern __shared__ __align__(1024) char shared_bytes[];
     constexpr int kDim = Shape::kDim, kRows = Shape::kColumns;
     const longrope_attention_backward_params &b = h.backward;
     const longrope_attention_params &p = b.attention;
     const uint32_t blocks = static_cast<uint32_t>(p.tiles);
     SlabRows<T, Shape> mine;
-    if (!mine.find(b, blocks, static_cast<uint32_t>(p.query_heads), staged)) return;
+    if (!mine.find(b, blocks, static_cast<uint32_t>(p.query_heads), shared_bytes)) return;
     const AttentionBlock &block = mine.block;
     const int slab_tile = first_slab_tile<Shape>(h, block, mine.sequence, block.head);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -99,12 +96,12 @@ __device__ __forceinline__ void write_queries(const longrope_attention_backward_
 
 template <class T, class Shape>
 __device__ __forceinline__ void write_keys(const longrope_attention_backward_sm90_params &h) {
-    __shared__ __align__(16) float staged[kSlabStagedFloats<Shape>];
+    extern __shared__ __align__(1024) char shared_bytes[];
     constexpr int kDim = Shape::kDim, kRows = Shape::kColumns, kHalves = Shape::kRows / kRows;
     const longrope_attention_backward_params &b = h.backward;
     const uint32_t blocks = static_cast<uint32_t>(b.key_blocks) * kHalves;
     SlabRows<T, Shape> mine;
-    if (!mine.find(b, blocks, static_cast<uint32_t>(b.key_heads / h.sharing), staged)) return;
+    if (!mine.find(b, blocks, static_cast<uint32_t>(b.key_heads / h.sharing), shared_bytes)) return;
     const AttentionBlock &block = mine.block;
     const int64_t slab_tile = static_cast<int64_t>(first_key_tile<Shape>(h, block, mine.sequence, block.head)) * kHalves;
     const float bias = exp2f(-kWeightBias<T>);
@@ -132,6 +129,17 @@ __device__ __forceinline__ void write_keys(const longrope_attention_backward_sm9
 
 }  // namespace longrope
 
+// What makes gradients of the slabs.
+#define LONGROPE_ATTENTION_BACKWARD_SLABS(name, T, Shape)                                                                  \
+    extern "C" __global__ void __launch_bounds__(longrope::SlabShape<Shape>::kThreads)                                     \
+        longrope_attention_backward_slab_queries_##name(const __grid_constant__ longrope_attention_backward_sm90_params p) { \
+        longrope::write_queries<T, Shape>(p);                                                                              \
+    }                                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(longrope::SlabShape<Shape>::kThreads)                                     \
+        longrope_attention_backward_slab_keys_##name(const __grid_constant__ longrope_attention_backward_sm90_params p) {  \
+        longrope::write_keys<T, Shape>(p);                                                                                 \
+    }
+
 // The kernels for a padded head dimension and a type.
 #define LONGROPE_ATTENTION_BACKWARD_FAST(name, T, Shape, InTurn)                                                           \
     extern "C" __global__ void __launch_bounds__(Shape::kThreads, 1)                                                       \
@@ -146,11 +154,12 @@ __device__ __forceinline__ void write_keys(const longrope_attention_backward_sm9
         longrope_attention_backward_turns_##name(const __grid_constant__ longrope_attention_backward_sm90_params p) {      \
         longrope::differentiate_on_hopper<T, InTurn, longrope::FastSums<T, InTurn>>(p);                                    \
     }                                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(longrope::SlabShape<Shape>::kThreads)                                     \
-        longrope_attention_backward_slab_queries_##name(const __grid_constant__ longrope_attention_backward_sm90_params p) { \
-        longrope::write_queries<T, Shape>(p);                                                                              \
+    LONGROPE_ATTENTION_BACKWARD_SLABS(name, T, Shape)
+
+// Where consumers have roles.
+#define LONGROPE_ATTENTION_BACKWARD_ROLES(name, T)                                                                         \
+    extern "C" __global__ void __launch_bounds__(longrope::RolesShape::kThreads, 1)                                        \
+        longrope_attention_backward_fast_##name(const __grid_constant__ longrope_attention_backward_sm90_params p) {       \
+        longrope::differentiate_on_hopper<T, longrope::RolesShape, longrope::RoleSums<T>>(p);                              \
     }                                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(longrope::SlabShape<Shape>::kThreads)                                     \
-        longrope_attention_backward_slab_keys_##name(const __grid_constant__ longrope_attention_backward_sm90_params p) {  \
-        longrope::write_keys<T, Shape>(p);                                                                                 \
-    }
+    LONGROPE_ATTENTION_BACKWARD_SLABS(name, T, longrope::RolesShape)

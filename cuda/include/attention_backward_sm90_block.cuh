@@ -21,6 +21,7 @@ namespace longrope {
 //                   are in shared memory, where dQ is made too
 //   staging_full    warps of consumers, when their dQ is there      the thread that adds
 //   staging_empty   the thread that adds                            consumers
+//                   (of attention_backward_sm90_roles.cuh: P, from one consumer to the other)
 //   keys_turn       the thread that adds, for every item, when it   consumers
 //                   is their turn to add dK and dV
 //   keys_added      warps of consumers, when they have              the thread that adds
@@ -84,9 +85,9 @@ struct GradientShared {
         barrier_init(rows_empty(), 4 * Shape::kConsumers);
         barrier_init(cleared(0), 1);
         barrier_init(cleared(1), 1);
-        barrier_init(gradients_full(), 4 * Shape::kConsumers);
-        barrier_init(staging_full(), 4 * Shape::kConsumers);
-        barrier_init(staging_empty(), 1);
+        barrier_init(gradients_full(), Shape::kGradientWarps);
+        barrier_init(staging_full(), Shape::kStagingWarps);
+        barrier_init(staging_empty(), Shape::kStagedArrivals);
         barrier_init(keys_turn(), 1);
         barrier_init(keys_added(), 4 * Shape::kConsumers);
         barrier_init_done();

@@ -34,7 +34,12 @@ struct GradientConsumer {
     static __device__ __forceinline__ int lane() { return thread_again() % 32; }
     // Of the consumers' threads; and the first of the rows that it holds, of the block's.
     static __device__ __forceinline__ int thread() { return thread_again() - Shape::kFirstConsumer; }
-    static __device__ __forceinline__ int row() { return thread() / 32 * 16 + lane() / 4; }
+    // Consumers have rows of their own, or both the same.
+    static __device__ __forceinline__ int first_row() {
+        const int warp = thread() / 32;
+        return (Shape::kSharesRows ? warp % 4 : warp) * 16;
+    }
+    static __device__ __forceinline__ int row() { return first_row() + lane() / 4; }
 
     template <int N>
     static __device__ __forceinline__ float (&flat(float (&y)[N][4]))[4 * N] {

@@ -50,6 +50,8 @@ struct FastShape {
     static constexpr bool kInTurn = kInTurn_;                     // whether blocks add to dQ in one order
     static constexpr bool kBulk = kBulk_;                         // and by the copy engine, or by threads
     static constexpr int kConsumers = 2, kRows = 128, kThreads = 384, kFirstConsumer = 128, kSums = 2;
+    static constexpr bool kSharesRows = false;
+    static constexpr int kGradientWarps = 8, kStagingWarps = 8, kStagedArrivals = 1;
     static constexpr int kTileDim = kDim == 64 ? 64 : 128;        // dimensions of a row of a tile, some of which may be zeros
     static constexpr int kRowBytes = kRows * kTileDim * 2, kTileBytes = kColumns * kTileDim * 2;
     static constexpr int kGradientBytes = kRows * kColumns * 2;   // dS of a tile
@@ -112,7 +114,7 @@ struct FastConsumer : GradientConsumer<T, Shape> {
 
     // Writes the rounded gradients of the logits to shared memory: 128 rows of keys.
     __device__ __forceinline__ void put_gradients(uint32_t tile) const {
-        const int key = thread() / 32 * 16 + lane() % 16, chunk = lane() / 16 ^ lane() % 8;
+        const int key = this->first_row() + lane() % 16, chunk = lane() / 16 ^ lane() % 8;
         const uint32_t at = tile + key * 128 + chunk * 16;
 #pragma unroll
         for (int n = 0; n < kColumns / 8; n += 2) {

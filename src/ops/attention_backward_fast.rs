@@ -71,7 +71,7 @@ impl<'a> FastPlan<'a> {
         if q.dtype != Dtype::Bf16 || !is_taken(tensors) {
             return None;
         }
-        let kernel = kernels::fast(q.layout.head_dim())?;
+        let kernel = kernels::fast(q.layout.head_dim(), !fast)?;
         let count = params.attention.sequences as usize;
         let (length, group) = (q.layout.length(), q.layout.heads() / k.layout.heads());
         let tiles = longest.div_ceil(kernel.columns);
@@ -125,7 +125,7 @@ impl<'a> FastPlan<'a> {
 
     /// Whether a context has the kernels.
     pub(super) fn is_there(&self, context: &Context) -> bool {
-        self.kernel.all().into_iter().all(|kernel| context.has(kernel.name))
+        self.kernel.all().all(|kernel| context.has(kernel.name))
     }
 
     /// Launches the kernels, with delta and with the bytes that are needed at `workspace`.
@@ -167,7 +167,8 @@ impl<'a> FastPlan<'a> {
         counter: u64,
         stream: Stream,
     ) -> Result<(), Error> {
-        let FastKernel { kernel, in_turn, items: lists, slab, key_slab, columns, .. } = self.kernel;
+        let FastKernel { kernel, slab, key_slab, columns, .. } = self.kernel;
+        let in_turn = self.kernel.in_turn.as_ref().filter(|_| self.in_turn);
         let AttentionBackwardTensors { q, k, v, d_out, .. } = self.tensors;
         let group = q.layout.heads() / k.layout.heads();
         let query_heads = part.key_heads.start * group..part.key_heads.end * group;
@@ -188,7 +189,8 @@ impl<'a> FastPlan<'a> {
             (true, false) => blocks(self.key_tiles, &query_heads),
             (true, true) => blocks_of(&[self.key_tiles, query_heads.len()]).unwrap_or(0),
         };
-        let list_blocks = (self.key_tiles * query_heads.len()).div_ceil(lists.threads as usize);
+        let list_threads = in_turn.map_or(1, |[_, lists]| lists.threads as usize);
+        let list_blocks = (self.key_tiles * query_heads.len()).div_ceil(list_threads);
         let list_blocks = (list_blocks as u32).clamp(1, MOST_LIST_BLOCKS);
         let slab_blocks = blocks(backward.attention.tiles as usize, &query_heads);
         let key_slab_blocks = blocks(kernel.rows / key_slab.rows * key_blocks, &part.key_heads);
@@ -221,10 +223,15 @@ impl<'a> FastPlan<'a> {
             // SAFETY: the name is that of a kernel of Hopper, which takes this block; the rest is the caller's promise.
             unsafe { context.launch(kernel.name, grid, &params, stream) }
         };
-        if self.in_turn && items > 0 {
-            launch(lists, sequences as u32 * list_blocks)?;
-        }
-        let main = if self.in_turn { in_turn } else { kernel };
+        let main = match in_turn {
+            Some([main, lists]) => {
+                if items > 0 {
+                    launch(lists, sequences as u32 * list_blocks)?;
+                }
+                main
+            }
+            None => kernel,
+        };
         launch(main, items.min(context.multiprocessors().clamp(1, MAX_BLOCKS as u32)))?;
         if self.key_slab_tiles.is_some() {
             launch(key_slab, key_slab_blocks)?;
@@ -415,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn only_bf16_up_to_128_dimensions_is_taken() {
+    fn only_bf16_is_taken() {
         let tensors = tensors(1, 100, [2, 1]);
         let fast = AttentionBackward { fast: true, ..AttentionBackward::new(Attention::default()) };
         let needs = |dtype, dim| {
@@ -431,6 +438,7 @@ mod tests {
         assert_eq!(needs(Dtype::Bf16, 128), 2 * COUNTER_BYTES + 4 * TILE + KEY_TILE);
         assert_eq!(needs(Dtype::Bf16, 64), 2 * COUNTER_BYTES + (4 * TILE + KEY_TILE) / 2);
         assert!(needs(Dtype::F16, 128) < TILE);
-        assert!(needs(Dtype::Bf16, 136) < TILE);
+        // A block has half as many keys there.
+        assert_eq!(needs(Dtype::Bf16, 256), 2 * COUNTER_BYTES + 2 * (4 * TILE + KEY_TILE));
     }
 }

@@ -171,11 +171,10 @@ pub(super) fn hopper(dtype: Dtype, head_dim: usize) -> Option<&'static HopperKer
 #[derive(Debug)]
 pub(super) struct FastKernel {
     image: &'static str,
-    /// Where sums may have any order, and where they have one.
+    /// Where sums may have any order.
     pub(super) kernel: Kernel,
-    pub(super) in_turn: Kernel,
-    /// What lists the items of the latter.
-    pub(super) items: Kernel,
+    /// Where they have one, if there is such a kernel, and what lists its items.
+    pub(super) in_turn: Option<[Kernel; 2]>,
     /// What makes dQ of its slab, and what makes dK and dV of theirs; a block takes `rows` queries or keys at a time.
     pub(super) slab: Kernel,
     pub(super) key_slab: Kernel,
@@ -187,8 +186,8 @@ pub(super) struct FastKernel {
 
 impl FastKernel {
     /// All of them.
-    pub(super) fn all(&self) -> [&Kernel; 5] {
-        [&self.kernel, &self.in_turn, &self.items, &self.slab, &self.key_slab]
+    pub(super) fn all(&self) -> impl Iterator<Item = &Kernel> {
+        [&self.kernel, &self.slab, &self.key_slab].into_iter().chain(self.in_turn.iter().flatten())
     }
 
     /// Tiles of queries beyond which sums are folded (`kFoldTiles`).
@@ -219,10 +218,12 @@ macro_rules! fast {
         FastKernel {
             image: concat!("attention_backward_sm90_fast_d", $tile_dim),
             kernel: fast!(@ $dim, "fast", 128, 384, fast!(bytes $dim, $tile_dim, $columns, $first_stages, $second_stages)),
-            in_turn: fast!(@ $dim, "turns", 128, 384, fast!(bytes $dim, $tile_dim, $columns, $first_stages, $second_stages)),
-            items: fast!(@ $dim, "items", 128, 128, 0),
-            slab: fast!(@ $dim, "slab_queries", $columns, 2 * $columns, 0),
-            key_slab: fast!(@ $dim, "slab_keys", $columns, 2 * $columns, 0),
+            in_turn: Some([
+                fast!(@ $dim, "turns", 128, 384, fast!(bytes $dim, $tile_dim, $columns, $first_stages, $second_stages)),
+                fast!(@ $dim, "items", 128, 128, 0),
+            ]),
+            slab: fast!(@ $dim, "slab_queries", $columns, 2 * $columns, fast!(staged $dim)),
+            key_slab: fast!(@ $dim, "slab_keys", $columns, 2 * $columns, fast!(staged $dim)),
             columns: $columns,
             dim: $dim,
         }
@@ -234,6 +235,8 @@ macro_rules! fast {
             + 2 * 2 * 128 * $columns
             + 4 * $columns * $dim
     };
+    // Eight rows of each of four warps, which are rotated there (`StagedGradient`).
+    (staged $dim:literal) => { 4 * 8 * 4 * ($dim + 8) };
     (@ $dim:literal, $which:literal, $rows:literal, $threads:expr, $shared_bytes:expr) => {
         Kernel {
             name: concat!("longrope_attention_backward_", $which, "_sm90_d", $dim, "_bf16"),
@@ -244,11 +247,27 @@ macro_rules! fast {
     };
 }
 
-static FAST: [FastKernel; 3] = [fast!(64, 64, 64, 3, 2), fast!(96, 128, 64, 3, 2), fast!(128, 128, 64, 3, 2)];
+/// Where consumers have roles, as in the sources' `RolesShape`: keys and values, the rings, two places for gradients of
+/// logits, and weights in f32.
+const ROLES: FastKernel = FastKernel {
+    image: "attention_backward_sm90_fast_d128",
+    kernel: fast!(@ 256, "fast", 64, 384, 2 * 2 * 256 * 64 + 4 * 2 * 256 * 64 + 2 * 2 * 64 * 64 + 4 * 64 * 64),
+    in_turn: None,
+    slab: fast!(@ 256, "slab_queries", 64, 128, fast!(staged 256)),
+    key_slab: fast!(@ 256, "slab_keys", 64, 128, fast!(staged 256)),
+    columns: 64,
+    dim: 256,
+};
 
-/// The kernel that makes all gradients, for bf16 and a head dimension, if there is one.
-pub(super) fn fast(head_dim: usize) -> Option<&'static FastKernel> {
-    FAST.iter().find(|instance| head_dim <= instance.dim)
+static FAST: [FastKernel; 4] =
+    [fast!(64, 64, 64, 3, 2), fast!(96, 128, 64, 3, 2), fast!(128, 128, 64, 3, 2), ROLES];
+
+/// The kernel that makes all gradients, for bf16 and a head dimension, if there is one; where sums are to have one order, one that
+/// gives them.
+pub(super) fn fast(head_dim: usize, in_turn: bool) -> Option<&'static FastKernel> {
+    FAST.iter()
+        .find(|instance| head_dim <= instance.dim)
+        .filter(|instance| !in_turn || instance.in_turn.is_some())
 }
 
 /// The kernels for a type of 16 bits and a head dimension; `None` beyond 256. `vector`: whether 16 bytes can be moved at once.
@@ -334,9 +353,14 @@ mod tests {
             (96, Some(96)),
             (104, Some(128)),
             (128, Some(128)),
-            (136, None),
+            (136, Some(256)),
+            (256, Some(256)),
+            (264, None),
         ] {
-            let kernel = fast(head_dim);
+            // In one order up to 128.
+            let in_turn = fast(head_dim, true).map(|kernel| kernel.dim);
+            assert_eq!(in_turn, padded.filter(|padded| *padded <= 128), "{head_dim}");
+            let kernel = fast(head_dim, false);
             assert_eq!(kernel.map(|kernel| kernel.dim), padded, "{head_dim}");
             if let Some(FastKernel { kernel, slab, key_slab, columns, dim, .. }) = kernel {
                 assert!(kernel.name.ends_with(&format!("_fast_sm90_d{dim}_bf16")));

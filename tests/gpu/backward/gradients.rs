@@ -14,6 +14,7 @@ use crate::check_cases;
 
 pub const TESTS: &[crate::Test] = &[
     ("gradients_are_within_their_bound_of_the_reference", dense),
+    ("gradients_of_many_dimensions_by_sums_of_any_order_are_within_their_bound", many_dimensions),
     ("gradients_from_what_the_forward_kernel_gave_are_within_their_bound", of_forward),
     ("gradients_of_packed_sequences_are_within_their_bound_of_the_reference", packed),
     ("a_bad_packed_sequence_is_reported_and_its_gradients_left_alone", bad_sequences),
@@ -94,6 +95,23 @@ pub fn packed_problem() -> impl Strategy<Value = Problem> {
 
 fn dense(gpu: &Gpu) {
     check_cases(gpu, dense_problem, |problem| problem.run(gpu));
+}
+
+/// What the kernel takes whose consumers have roles.
+fn many_dimensions(gpu: &Gpu) {
+    let problem = || {
+        (prop_oneof![dense_problem(), packed_problem()], select(vec![136, 192, 256])).prop_map(
+            |(problem, head_dim)| {
+                let out_dtype = if problem.out_dtype == Dtype::F32 { Dtype::F32 } else { Dtype::Bf16 };
+                let delta = match problem.delta {
+                    Delta::OfOutput(Dtype::F16) => Delta::OfOutput(Dtype::Bf16),
+                    delta => delta,
+                };
+                Problem { dtype: Dtype::Bf16, out_dtype, fast: true, delta, head_dim, ..problem }
+            },
+        )
+    };
+    check_cases(gpu, problem, |problem| problem.run(gpu));
 }
 
 fn of_forward(gpu: &Gpu) {

@@ -275,16 +275,19 @@ impl Problem {
 }
 
 fn million_keys(gpu: &Gpu) {
-    for (dtype, dim) in [(Dtype::Bf16, 128), (Dtype::F16, 64), (Dtype::F16, 256)] {
+    for (dtype, dim) in [(Dtype::Bf16, 128), (Dtype::F16, 64), (Dtype::F16, 256), (Dtype::Bf16, 256)] {
         let problem = Problem::new(dtype, [6, 1 << 20], [2, 1], dim, false);
         problem.check_all(gpu, &[(0, 0), (3, 1), (5, 0)], &[]);
     }
 }
 
 fn million_queries(gpu: &Gpu) {
-    for (dtype, dim, heads) in
-        [(Dtype::Bf16, 128, [2, 1]), (Dtype::F16, 64, [2, 1]), (Dtype::F16, 256, [1, 1])]
-    {
+    for (dtype, dim, heads) in [
+        (Dtype::Bf16, 128, [2, 1]),
+        (Dtype::F16, 64, [2, 1]),
+        (Dtype::F16, 256, [1, 1]),
+        (Dtype::Bf16, 256, [1, 1]),
+    ] {
         let problem = Problem::new(dtype, [1 << 20, 10], heads, dim, true);
         problem.check_all(gpu, &[], &[(0, 0), (4, 0), (9, 0)]);
     }

@@ -41,7 +41,7 @@ fn dense(dtype: Dtype, head_dim: usize, lengths: Vec<(usize, usize)>, heads: (us
 /// More than two times 4,096 columns, by keys, by queries of one head, and by those of three; and with a mask that ends somewhere.
 fn folded(gpu: &Gpu) {
     for dtype in BOTH {
-        for head_dim in [64, 128] {
+        for head_dim in [64, 128, 256] {
             let long = [(70, 9000, 1), (9000, 70, 1), (3100, 70, 3), (4096, 130, 1), (70, 4032, 1)];
             for (queries, keys, group) in long {
                 let one = dense(dtype, head_dim, vec![(queries, keys)], (group, 1));
@@ -65,6 +65,7 @@ fn many_blocks(gpu: &Gpu) {
         (Dtype::F16, 128, None),
         (Dtype::Bf16, 104, Some(90)),
         (Dtype::F16, 256, None),
+        (Dtype::Bf16, 256, None),
     ] {
         let one = dense(dtype, head_dim, vec![(300, 280); 3], (20, 20));
         one.run(gpu).unwrap();
@@ -78,7 +79,7 @@ fn many_blocks(gpu: &Gpu) {
 
 /// Blocks take every so many-th tile of its keys.
 fn long_among_short(gpu: &Gpu) {
-    for (dtype, head_dim) in [(Dtype::Bf16, 128), (Dtype::F16, 64), (Dtype::F16, 96)] {
+    for (dtype, head_dim) in [(Dtype::Bf16, 128), (Dtype::F16, 64), (Dtype::F16, 96), (Dtype::Bf16, 200)] {
         let lengths = vec![(3, 40), (60, 9300), (0, 10), (25, 1)];
         let packing = Packing { around: (5, 9), starts: Starts::I32, spare: 0 };
         let one = Problem { packing: Some(packing), ..dense(dtype, head_dim, lengths, (4, 2)) };
