@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_backward_sm90_load.cuh"
+#include "cluster.cuh"
 
 namespace longrope {
 
@@ -21,7 +22,6 @@ namespace longrope {
 //                   are in shared memory, where dQ is made too
 //   staging_full    warps of consumers, when their dQ is there      the thread that adds
 //   staging_empty   the thread that adds                            consumers
-//                   (of attention_backward_sm90_roles.cuh: P, from one consumer to the other)
 //   keys_turn       the thread that adds, for every item, when it   consumers
 //                   is their turn to add dK and dV
 //   keys_added      warps of consumers, when they have              the thread that adds
@@ -50,7 +50,7 @@ struct GradientShared {
     }
     // What follows the tiles; see the kernel that makes all gradients.
     __device__ __forceinline__ uint32_t gradients(int slot) const {
-        return tiles + 2 * Shape::kRowBytes + kStages * Shape::kTileBytes + slot * (Shape::kRows * Shape::kColumns * 2);
+        return tiles + 2 * Shape::kRowBytes + kStages * Shape::kTileBytes + slot * (Shape::kBlockRows * Shape::kColumns * 2);
     }
 
     __device__ __forceinline__ uint32_t barrier(int number) const { return barriers + 8 * number; }
@@ -74,7 +74,7 @@ struct GradientShared {
         for (int which = 0; which < 2; ++which) {
             for (int slot = 0; slot < (which == 0 ? Shape::kFirstStages : Shape::kSecondStages); ++slot) {
                 barrier_init(column_full(which, slot), Shape::kOfKeys ? 2 : 1);
-                barrier_init(column_empty(which, slot), 4 * Shape::kConsumers);
+                barrier_init(column_empty(which, slot), 4 * Shape::kConsumers * (Shape::kPaired ? 2 : 1));
             }
         }
         for (int slot = 0; slot < kItemSlots; ++slot) {
@@ -106,6 +106,18 @@ __device__ __forceinline__ void release(uint32_t barrier) {
     if (thread_again() % 32 == 0) barrier_arrive(barrier);
 }
 
+// The same of a tile of columns, for both blocks of a pair: each loads a half of it for both.
+template <class Shape>
+__device__ __forceinline__ void release_column(uint32_t barrier) {
+    if constexpr (Shape::kPaired) {
+        __syncwarp();
+        const int lane = thread_again() % 32;
+        if (lane < 2) arrive_in_cluster(barrier, lane);
+    } else {
+        release(barrier);
+    }
+}
+
 // What a block does. `Consumer::run`: what its consumers do; `draw`: the thread that draws.
 template <class T, class Shape, class Consumer>
 __device__ __forceinline__ void differentiate_on_hopper(const longrope_attention_backward_sm90_params &h) {
@@ -121,7 +133,11 @@ __device__ __forceinline__ void differentiate_on_hopper(const longrope_attention
         shared.set_up();
         cleared[0] = cleared[1] = 0;
     }
-    __syncthreads();
+    if (Shape::kPaired) {
+        cluster_sync();
+    } else {
+        __syncthreads();
+    }
     if (thread < 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Shape::kLoaderRegisters));
         if (thread < 32) {
@@ -137,6 +153,8 @@ __device__ __forceinline__ void differentiate_on_hopper(const longrope_attention
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shape::kConsumerRegisters));
         Consumer::run(h, shared, items, numbers);
     }
+    // Until then the other may arrive at barriers here.
+    if (Shape::kPaired) cluster_sync();
 }
 
 }  // namespace longrope

@@ -8,10 +8,13 @@
 //   consumer 1   d = V dO^T    dS = P (d - delta)           dK += dS Q     the second half
 //
 // P goes from a thread of the first to the same of the second, as f32, and dS to both, as an operand. Products of one run while the
-// other computes:
+// other computes; j is the tile:
 //
-//   consumer 0   | x(j), dQ(j-1) | P(j), dQ(j-1) to the slab | dV(j), dQ(j-1) to the slab |
-//   consumer 1   | d(j) | dS(j) | dK(j), dQ(j) | dQ(j) to the slab |
+//   consumer 0   | x(j) | P(j) | dQ(j-1), dV(j), dQ(j-1) to the slab | dQ(j-1), to the slab |
+//   consumer 1   | dS(j) | dK(j), dQ(j) | dQ(j) to the slab | dQ(j), d(j+1), dQ(j) to the slab |
+//
+// It is bound by the second-level cache: 64 keys read a tile of Q and dO, 64 KiB, and add as much to the slab. So blocks are in pairs,
+// clusters of two, that have 64 of 128 keys each and walk over the same tiles; each has half of a tile copied, for both.
 //
 // Of dS there are two places: the first consumer writes P(j) when it has read dS(j-2), so that the second may write dS(j) there; and it
 // has waited for dS(j-1), so that it never is two phases behind.
@@ -29,18 +32,19 @@ namespace longrope {
 struct RolesShape {
     static constexpr bool kOfKeys = true, kMakesAll = true, kInTurn = false, kBulk = false, kSharesRows = true;
     static constexpr int kDim = 256, kTileDim = 256, kColumns = 64, kFirstStages = 2, kSecondStages = 2;
-    static constexpr int kConsumers = 2, kRows = 64, kThreads = 384, kFirstConsumer = 128, kSums = 2;
-    static constexpr int kRowBytes = kRows * kDim * 2, kTileBytes = kColumns * kDim * 2;
-    static constexpr int kGradientBytes = kRows * kColumns * 2;  // dS of a tile
-    static constexpr int kWeightBytes = kRows * kColumns * 4;    // P of a tile, behind both places of dS
+    static constexpr bool kPaired = true;
+    static constexpr int kConsumers = 2, kRows = 128, kBlockRows = 64, kThreads = 384, kFirstConsumer = 128, kSums = 2;
+    static constexpr int kRowBytes = kBlockRows * kDim * 2, kTileBytes = kColumns * kDim * 2;
+    static constexpr int kGradientBytes = kBlockRows * kColumns * 2;  // dS of a tile
+    static constexpr int kWeightBytes = kBlockRows * kColumns * 4;    // P of a tile, behind both places of dS
     static constexpr int kQueryDims = 128, kSecondDims = 128;    // dimensions of dQ that a consumer makes
     static constexpr int kQuarter = 64;                          // and of them at a time
     static constexpr int kQueryBytes = kColumns * kDim * 4;
     static constexpr int kSharedBytes = 2 * kRowBytes + 4 * kTileBytes + 2 * kGradientBytes + kWeightBytes;
     static constexpr int kFoldTiles = 4096 / kColumns;
     static constexpr int kLoaderRegisters = 24, kConsumerRegisters = 240;
-    // Who arrives at the barriers of dS and of what is staged, here P.
-    static constexpr int kGradientWarps = 4, kStagingWarps = 4, kStagedArrivals = 4;
+    // Who arrives at the barrier of dS. Nothing is staged.
+    static constexpr int kGradientWarps = 4, kStagingWarps = 4, kStagedArrivals = 1;
     using Staged = StagedGradient<kDim, kTurnedRows, 32>;
     // What is declared beside it has 2 KiB, and the system 1, of 228. So tiles begin at a multiple of 1 KiB, and none is there for
     // alignment.
@@ -84,12 +88,12 @@ struct RoleConsumer : FastConsumer<T, RolesShape> {
 
     // Begins a quarter of dQ: 64 queries by 64 dimensions, a part of the tile, over all keys.
     __device__ __forceinline__ void begin_quarter(uint32_t gradients_tile, uint32_t keys, int quarter) {
-        uint32_t a_at = gradients_tile, b_at = keys + quarter * (Shape::kRows * 128);
+        uint32_t a_at = gradients_tile, b_at = keys + quarter * (Shape::kBlockRows * 128);
         // As in begin_sum.
         asm volatile("" : "+r"(a_at), "+r"(b_at));
         const uint64_t a = matrix_descriptor(a_at, 16), b = matrix_descriptor(b_at, 16);
 #pragma unroll
-        for (int step = 0; step < Shape::kRows / 16; ++step) {
+        for (int step = 0; step < Shape::kBlockRows / 16; ++step) {
             if (step == 0) {
                 wgmma_product_across(of_quarter, a, b, T());
             } else {
@@ -142,7 +146,8 @@ struct RoleConsumer : FastConsumer<T, RolesShape> {
     static __device__ __forceinline__ void add_to_keys(const Sum &sum, const longrope_attention_backward_sm90_params &h,
                                                        const GradientItem &item, int which) {
         constexpr int kEach = 64 * Shape::kDim;
-        float *const to = h.key_slab + (static_cast<int64_t>(item.key_tile) * 2 + which) * kEach + thread() % 128 / 32 * (kEach / 4) + lane() * 4;
+        const int64_t tile = item.key_tile * 2 + static_cast<int>(cluster_rank());
+        float *const to = h.key_slab + (tile * 2 + which) * kEach + thread() % 128 / 32 * (kEach / 4) + lane() * 4;
 #pragma unroll
         for (int n = 0; n < Shape::kDim / 8; ++n) add_four(to + n * 128, sum[4 * n], sum[4 * n + 1], sum[4 * n + 2], sum[4 * n + 3]);
     }
@@ -196,6 +201,11 @@ struct RoleSums {
         release(shared.item_empty(place.item()));
     }
 
+    // Hardware barriers by which P goes from the first consumer to the second: there, and taken, also before the first.
+    static constexpr int kWeightsThere = 1, kWeightsTaken = 2;
+    static __device__ __forceinline__ void meet(int barrier) { asm volatile("bar.sync %0, 256;" ::"r"(barrier) : "memory"); }
+    static __device__ __forceinline__ void announce(int barrier) { asm volatile("bar.arrive %0, 256;" ::"r"(barrier) : "memory"); }
+
     // The first consumer: P, dV, and the first half of dQ, a tile behind.
     static __device__ __forceinline__ void make_weights(const longrope_attention_backward_sm90_params &h,
                                                         const GradientShared<Shape> &shared, const GradientItem *items,
@@ -234,12 +244,12 @@ struct RoleSums {
                 if (masked) mine.mask(item, tile * Shape::kColumns, c);
                 mine.weigh(numbers + place.query() * Shape::kColumns, c);
                 mine.make_weights_here();
-                release(shared.column_empty(0, place.query()));
+                release_column<Shape>(shared.column_empty(0, place.query()));
                 // Before the other goes on: else the end of the phase after it might be taken for its.
                 if (!kFirst) begin_quarter_before(0);
-                barrier_wait(shared.staging_empty(), place.out() ^ 1);
+                meet(kWeightsTaken);
                 mine.put_weights(shared);
-                release(shared.staging_full());
+                announce(kWeightsThere);
                 mine.round_weights();
                 barrier_wait(shared.column_full(1, place.out()), place.out_parity());
                 hold(sum);
@@ -254,7 +264,7 @@ struct RoleSums {
                 }
                 wgmma_wait<0>();
                 hold(sum);
-                release(shared.column_empty(1, place.out()));
+                release_column<Shape>(shared.column_empty(1, place.out()));
                 place.next();
                 before = tile;
             };
@@ -277,6 +287,8 @@ struct RoleSums {
             mine.add_quarter(h.slab, item.slab_tile + before, 1);
             finish(h, shared, item, mine, sum, place);
         }
+        // As often as the other announces it.
+        meet(kWeightsTaken);
     }
 
     // The second: dS, dK, and the second half of dQ.
@@ -285,6 +297,7 @@ struct RoleSums {
                                                           const float *numbers, Turn &place) {
         RoleConsumer<T> mine;
         typename RoleConsumer<T>::Sum &sum = mine.of_logits;
+        announce(kWeightsTaken);
         const auto begin_d = [&] {
             barrier_wait(shared.column_full(1, place.out()), place.out_parity());
             wgmma_fence();
@@ -302,11 +315,11 @@ struct RoleSums {
             // A tile, for which d is there. That of the next is made while the first quarter of dQ goes to the slab.
             const auto step = [&](auto last) {
                 constexpr bool kLast = decltype(last)::value;
-                barrier_wait(shared.staging_full(), place.out());
+                meet(kWeightsThere);
                 mine.take_weights(shared);
-                release(shared.staging_empty());
+                announce(kWeightsTaken);
                 mine.differentiate(numbers + (Shape::kFirstStages + place.out()) * Shape::kColumns);
-                release(shared.column_empty(1, place.out()));
+                release_column<Shape>(shared.column_empty(1, place.out()));
                 mine.round_gradients();
                 mine.put_gradients(shared.gradients(place.out()));
                 fence_for_tensor_cores();
@@ -320,7 +333,7 @@ struct RoleSums {
                 mine.begin_quarter(shared.gradients(place.out()), shared.row_tile(0), 2);
                 wgmma_wait<0>();
                 hold(sum);
-                release(shared.column_empty(0, place.query()));
+                release_column<Shape>(shared.column_empty(0, place.query()));
                 place.next();
                 mine.add_quarter(h.slab, item.slab_tile + tile, 0);
                 wgmma_fence();

@@ -194,8 +194,9 @@ impl<'a> FastPlan<'a> {
         let list_blocks = (list_blocks as u32).clamp(1, MOST_LIST_BLOCKS);
         let slab_blocks = blocks(backward.attention.tiles as usize, &query_heads);
         let key_slab_blocks = blocks(kernel.rows / key_slab.rows * key_blocks, &part.key_heads);
+        let block_rows = self.kernel.block_rows();
         let params = longrope_attention_backward_sm90_params {
-            rows: [describe(k, &part.key_heads, kernel.rows)?, describe(v, &part.key_heads, kernel.rows)?],
+            rows: [describe(k, &part.key_heads, block_rows)?, describe(v, &part.key_heads, block_rows)?],
             columns: [describe(q, &query_heads, *columns)?, describe(d_out, &query_heads, *columns)?],
             backward,
             drawn: counter as *mut u32,
@@ -232,7 +233,7 @@ impl<'a> FastPlan<'a> {
             }
             None => kernel,
         };
-        launch(main, items.min(context.multiprocessors().clamp(1, MAX_BLOCKS as u32)))?;
+        launch(main, self.kernel.blocks(items, context.multiprocessors().min(MAX_BLOCKS as u32)))?;
         if self.key_slab_tiles.is_some() {
             launch(key_slab, key_slab_blocks)?;
         }
@@ -438,7 +439,6 @@ mod tests {
         assert_eq!(needs(Dtype::Bf16, 128), 2 * COUNTER_BYTES + 4 * TILE + KEY_TILE);
         assert_eq!(needs(Dtype::Bf16, 64), 2 * COUNTER_BYTES + (4 * TILE + KEY_TILE) / 2);
         assert!(needs(Dtype::F16, 128) < TILE);
-        // A block has half as many keys there.
         assert_eq!(needs(Dtype::Bf16, 256), 2 * COUNTER_BYTES + 2 * (4 * TILE + KEY_TILE));
     }
 }

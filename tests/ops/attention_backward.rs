@@ -353,6 +353,11 @@ fn a_workspace_for_the_one_kernel_of_bf16_has_room_for_f32_gradients_and_for_the
         resize(&mut tensors, &[Kind::Queries, Kind::Keys], 3, head_dim);
         assert_eq!(attention.workspace_size(&tensors), Ok(needs(4, 1, padded, true)), "{head_dim}");
     }
+    // Above, only where sums may have any order.
+    resize(&mut tensors, &[Kind::Queries, Kind::Keys], 3, 200);
+    assert_eq!(fast.workspace_size(&tensors), Ok(needs(4, 1, 256, false)));
+    assert_eq!(attention.workspace_size(&tensors), Ok(0));
+    resize(&mut tensors, &[Kind::Queries, Kind::Keys], 3, 128);
     // Of 1,048,576 queries one key head at a time, and sums of 128 rows for each block.
     resize(&mut tensors, &[Kind::Queries, Kind::Rows], 1, 1 << 20);
     tensors.delta = Some(tensors.lse);

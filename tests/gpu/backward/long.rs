@@ -50,18 +50,18 @@ struct Problem {
 }
 
 /// A gradient of some rows: the exact sums, √(Σ term²) of each, and the relative error of a term.
-struct Sums {
+pub struct Sums {
     sum: Vec<f64>,
     square: Vec<f64>,
     off: f64,
 }
 
 impl Sums {
-    fn new(dim: usize) -> Self {
+    pub fn new(dim: usize) -> Self {
         Self { sum: vec![0.0; dim], square: vec![0.0; dim], off: 0.0 }
     }
 
-    fn add(&mut self, factor: f64, x: impl Iterator<Item = f64>, off: f64) {
+    pub fn add(&mut self, factor: f64, x: impl Iterator<Item = f64>, off: f64) {
         for ((sum, square), x) in self.sum.iter_mut().zip(&mut self.square).zip(x) {
             *sum += factor * x;
             *square += (factor * x).powi(2);
@@ -69,12 +69,25 @@ impl Sums {
         self.off = self.off.max(off);
     }
 
-    fn merge(mut self, other: Self) -> Self {
+    pub fn merge(mut self, other: Self) -> Self {
         for (a, b) in self.sum.iter_mut().zip(other.sum).chain(self.square.iter_mut().zip(other.square)) {
             *a += b;
         }
         self.off = self.off.max(other.off);
         self
+    }
+
+    /// Compares with a row of so many dimensions, all of whose terms are of either sign.
+    pub fn check_random(&self, what: &str, found: &[f32], row: usize) {
+        let dim = self.sum.len();
+        for (dim, (&found, &wanted)) in found[row * dim..][..dim].iter().zip(&self.sum).enumerate() {
+            let error = (f64::from(found) - wanted).abs();
+            let allowed = DRIFT * wanted.abs() + 6.0 * self.off * self.square[dim].sqrt();
+            assert!(
+                error <= allowed,
+                "{what} of row {row}, dimension {dim}: {found} against {wanted}, off by {error:e}, allowed {allowed:e}",
+            );
+        }
     }
 }
 

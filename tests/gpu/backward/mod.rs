@@ -9,6 +9,7 @@ mod oracle;
 mod problem;
 mod reach;
 mod rotation;
+mod whole;
 
 /// Every test of the family.
 pub fn tests() -> Vec<crate::Test> {
@@ -20,6 +21,7 @@ pub fn tests() -> Vec<crate::Test> {
         reach::TESTS,
         many::TESTS,
         long::TESTS,
+        whole::TESTS,
     ]
     .concat()
 }
