@@ -1,11 +1,14 @@
 //! Compiles each `cuda/*.cu` to a fat binary and has it embedded; builds without them where there is no compiler.
 //!
 //! In this order: images that `LONGROPE_IMAGE_DIR` names; nvcc from `NVCC`, `CUDA_HOME` or `CUDA_PATH`, `PATH`, the usual
-//! folder, or `.cuda/` where `scripts/install-cuda` puts it; none. Without images every launch returns a clear error.
-//! `LONGROPE_REQUIRE_CUDA=1` makes that an error of the build. The GPUs of the building machine are never looked at.
+//! folder, or `.cuda/` where `scripts/install-cuda` puts it; images that travel in the package, if they are of its sources; none.
+//! Without images every launch returns a clear error. `LONGROPE_REQUIRE_CUDA=1` makes that an error of the build. The GPUs of the
+//! building machine are never looked at.
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
+#[path = "build/packaged.rs"]
+mod packaged;
 #[path = "build/ptxas.rs"]
 mod ptxas;
 
@@ -52,7 +55,14 @@ const FAMILIES: [&str; 34] = [
 ];
 
 fn main() {
-    for variable in ["LONGROPE_IMAGE_DIR", "LONGROPE_REQUIRE_CUDA", "NVCC", "CUDA_HOME", "CUDA_PATH"] {
+    for variable in [
+        "LONGROPE_IMAGE_DIR",
+        "LONGROPE_PACKAGE_IMAGES",
+        "LONGROPE_REQUIRE_CUDA",
+        "NVCC",
+        "CUDA_HOME",
+        "CUDA_PATH",
+    ] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     println!("cargo::rustc-check-cfg=cfg(no_device_code)");
@@ -60,6 +70,10 @@ fn main() {
     println!("cargo::rerun-if-changed=build");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    // Of what is not there cargo would say each time that it has changed.
+    if root.join(packaged::FOLDER).exists() {
+        println!("cargo::rerun-if-changed={}", packaged::FOLDER);
+    }
     match images(&root, &out) {
         Ok(images) => write_table(&out, &images),
         Err(reason) => {
@@ -93,7 +107,14 @@ fn images(root: &Path, out: &Path) -> Result<Vec<(&'static str, PathBuf)>, Strin
     if env::var_os("DOCS_RS").is_some() || !root.join("cuda").is_dir() {
         return Err("device code is not built for documentation".to_owned());
     }
-    let nvcc = nvcc::find(root)?;
+    let nvcc = match nvcc::find(root) {
+        Ok(nvcc) => nvcc,
+        Err(reason) => {
+            return packaged::find(root, &FAMILIES).map_err(|packaged| format!("{reason}, and {packaged}"));
+        }
+    };
+    // What scripts/package-images asks for.
+    let packages = env::var("LONGROPE_PACKAGE_IMAGES").is_ok_and(|value| value == "1");
     // The assembler runs on one core, so the families are compiled side by side, as many as cargo says.
     let workers = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1usize).max(1);
     let next = AtomicUsize::new(0);
@@ -102,15 +123,22 @@ fn images(root: &Path, out: &Path) -> Result<Vec<(&'static str, PathBuf)>, Strin
             scope.spawn(|| {
                 while let Some(family) = FAMILIES.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let image = out.join(format!("{family}.fatbin"));
-                    let report = nvcc::compile(&nvcc, &root.join(format!("cuda/{family}.cu")), &image)
-                        .unwrap_or_else(|error| panic!("{error}"));
+                    let report =
+                        nvcc::compile(&nvcc, &root.join(format!("cuda/{family}.cu")), &image, !packages)
+                            .unwrap_or_else(|error| panic!("{error}"));
                     let problems = ptxas::problems(&report);
                     assert!(problems.is_empty(), "cuda/{family}.cu:\n{}", problems.join("\n"));
                 }
             });
         }
     });
-    Ok(FAMILIES.iter().map(|family| (*family, out.join(format!("{family}.fatbin")))).collect())
+    let images: Vec<_> =
+        FAMILIES.iter().map(|family| (*family, out.join(format!("{family}.fatbin")))).collect();
+    if packages {
+        packaged::write(root, &images)
+            .map_err(|error| format!("{}/ can't be written: {error}", packaged::FOLDER))?;
+    }
+    Ok(images)
 }
 
 /// Writes the table that `src/device/image.rs` includes.

@@ -44,10 +44,11 @@ pub fn find(root: &Path) -> Result<PathBuf, String> {
     })
 }
 
-/// Compiles a source to a fat binary and returns the compiler's report.
-pub fn compile(nvcc: &Path, source: &Path, image: &Path) -> Result<String, String> {
+/// Compiles a source to a fat binary, with line numbers or without, and returns the compiler's report.
+pub fn compile(nvcc: &Path, source: &Path, image: &Path, line_info: bool) -> Result<String, String> {
     let mut command = Command::new(nvcc);
-    command.args(["--fatbin", "-std=c++17", "-O3", "-lineinfo", "--compress-mode=size", "-Xptxas=-v"]);
+    command.args(["--fatbin", "-std=c++17", "-O3", "--compress-mode=size", "-Xptxas=-v"]);
+    command.args(line_info.then_some("-lineinfo"));
     for target in targets(source) {
         command.args(["-gencode", target]);
     }

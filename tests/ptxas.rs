@@ -67,7 +67,7 @@ fn what_the_compiler_says_of_a_spill_is_seen(nvcc: &Path) -> Result<(), Failed> 
     let folder = tempfile::tempdir()?;
     let source = folder.path().join("spilling.cu");
     fs::write(&source, SPILLING)?;
-    let report = nvcc::compile(nvcc, &source, &folder.path().join("spilling.fatbin"))?;
+    let report = nvcc::compile(nvcc, &source, &folder.path().join("spilling.fatbin"), true)?;
     let problems = ptxas::problems(&report);
     let spill =
         |problem: &String| problem.starts_with("spilling: ") && problem.ends_with(" bytes spill stores");
