@@ -148,7 +148,7 @@ fn main() {
             test(&gpu);
             Ok(())
         };
-        Trial::test(format!("cust::{name}"), run).with_ignored_flag(ignored)
+        Trial::test(format!("linking::cust::{name}"), run).with_ignored_flag(ignored)
     });
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);

@@ -41,6 +41,10 @@ class Family:
     # Tests, by the beginning of their names within the family, that are a part of their own: those over so many keys that the
     # processor takes long for what they are held against. None: the family has no such part.
     lengths: tuple[str, ...] = ()
+    # The programs that have its tests.
+    programs: tuple[str, ...] = ("gpu",)
+    # Whether its tests run under sanitizers too.
+    sanitized: bool = True
 
 
 def attention(name: str, *device: str, **rest) -> Family:
@@ -173,6 +177,15 @@ FAMILIES = {
             *("reported_by_an_append", "reported_by_a_re_rotation", "prefill_reports_bad_entries"),
         ),
     ),
+    # What engines do: programs in C, C++ and Python, contexts of their own, streams and memory of the crate cust. The kernels have
+    # families of their own.
+    "linking": Family(
+        device=(),
+        launch=("src/cust.rs", "ffi/src/*.rs", "ffi/src/abi/*.rs", "ffi/include/longrope.h"),
+        tests=("ffi/tests/programs/*", "ffi/examples/*", "ffi/examples/*/*", "tests/cust.rs", "ffi/tests/c_abi/expected.rs"),
+        programs=("programs", "cust"),
+        sanitized=False,
+    ),
 }
 
 # Of every family: for all parts, for tests and sanitizers, for the bench, for the peers.
@@ -193,7 +206,10 @@ def called(name: str) -> str:
 def kinds(name: str) -> list[str]:
     """The kinds of parts that a family has."""
     family = FAMILIES[name]
-    optional = (("lengths", family.lengths), ("bench", family.bench), ("peers", family.peers))
+    optional = (
+        *(("lengths", family.lengths), ("sanitizer", family.sanitized)),
+        *(("bench", family.bench), ("peers", family.peers)),
+    )
     missing = {kind for kind, what in optional if not what}
     return [kind for kind in KINDS if kind not in missing]
 
@@ -245,7 +261,7 @@ def patterns(family: Family, kind: str) -> tuple[str, ...]:
         case "peers":
             own = (*SHARED_PEERS, *family.abi, *family.peers)
         case _:
-            own = (*SHARED_TESTS, *family.tests)
+            own = (*(SHARED_TESTS if "gpu" in family.programs else ()), *family.tests)
     return (*family.device, *family.launch, *SHARED, *own)
 
 
@@ -256,7 +272,7 @@ def sources(name: str, kind: str) -> dict[str, str]:
         matches = list(ROOT.glob(pattern))
         if not matches:
             fail(f"{pattern}, of the family {name}, matches no file")
-        files.update(path.resolve() for path in matches)
+        files.update(path.resolve() for path in matches if path.is_file())
     for pattern in family.device:
         for source in ROOT.glob(pattern):
             files |= includes(source)

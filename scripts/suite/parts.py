@@ -93,12 +93,15 @@ def run_tests(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
     """All tests of a family but those of its lengths."""
     problems, seconds = prepare_tests(family, deadline)
     skipped = [argument for test in family.lengths for argument in ("--skip", f"{called(name)}::{test}")]
-    command = [str(BUNDLE / "gpu"), f"{called(name)}::", *skipped]
-    cases = family.cases_tests
-    status, output = deadline.run(command, PROPTEST_CASES=str(cases), **family.environment)
-    found = counts(output)
-    problems += judge(deadline, status, found)
-    return {"counts": found, "proptest_cases": cases, "prepare_seconds": seconds, "problems": problems}
+    cases, total = family.cases_tests, {}
+    for program in family.programs:
+        command = [str(BUNDLE / program), f"{called(name)}::", *skipped]
+        variables = {"PROPTEST_CASES": str(cases), "LONGROPE_BUNDLE": str(BUNDLE), **family.environment}
+        status, output = deadline.run(command, **variables)
+        found = counts(output)
+        problems += judge(deadline, status, found)
+        total = {what: total.get(what, 0) + count for what, count in found.items()}
+    return {"counts": total, "proptest_cases": cases, "prepare_seconds": seconds, "problems": problems}
 
 
 def run_lengths(name: str, family: Family, deadline: Deadline, out: Path) -> dict:

@@ -47,9 +47,9 @@ pub struct AttentionBackward<'a> {
     /// `gain Rᵀ` of its global position, and are added as such. One set is that of a sequence's queries and keys; it is as long as
     /// its last query says ([`CacheChoices::ByLength`](super::CacheChoices::ByLength)). An angle is within 3e-6 of the exact one.
     pub rotary: Option<CacheRotary<'a>>,
-    /// Allows sums whose order is not given, where a kernel makes use of it: on Hopper for bf16 queries and a head dimension up to
-    /// 128. Then the bits of gradients may differ from run to run, within the same bounds. It is faster by a tenth, and needs no
-    /// more workspace.
+    /// Allows sums whose order is not given, where a kernel makes use of it: on Hopper for bf16 queries. Then the bits of gradients
+    /// may differ from run to run, within the same bounds. Up to a head dimension of 128 it is faster by a tenth, and needs no more
+    /// workspace; beyond it more than twice as fast, since there Hopper has no other kernel, and needs what others need up to 128.
     pub fast: bool,
 }
 
@@ -124,9 +124,9 @@ impl<'a> AttentionBackward<'a> {
 
     /// The bytes of device memory that a launch needs beside its tensors: an f32 for each row of the queries where there is no
     /// `delta`, and for Hopper's kernels a counter, and for long sequences up to 18 MiB of sums. For bf16 and head dimensions up to
-    /// 128 also an f32 of each element of dQ, and of dK and dV where query heads share them or `rotary` is there, of as many heads
-    /// as fit in 1 GiB, or of one key head; where that is more than 2 GiB, other kernels are taken that need none of it. A function
-    /// of the arguments, and of nothing that lies on the device; nor of the GPU.
+    /// 128, or beyond with `fast`, also an f32 of each element of dQ, and of dK and dV where query heads share them or `rotary` is
+    /// there, of as many heads as fit in 1 GiB, or of one key head; where that is more than 2 GiB, other kernels are taken that
+    /// need none of it. A function of the arguments, and of nothing that lies on the device; nor of the GPU.
     ///
     /// # Errors
     /// As [`AttentionBackward::supported`].
