@@ -14,7 +14,6 @@ template <class Shape>
 struct SlabShape : Shape {
     static constexpr int kFirstConsumer = 0;
     static constexpr int kRows = 64, kThreads = 128;
-    static constexpr bool kPaired = false;
     static_assert(Shape::kColumns == kRows, "rows of either gradient are 64");
 };
 
@@ -159,7 +158,7 @@ __device__ __forceinline__ void write_keys(const longrope_attention_backward_sm9
 
 // Where consumers have roles.
 #define LONGROPE_ATTENTION_BACKWARD_ROLES(name, T)                                                                         \
-    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(longrope::RolesShape::kThreads, 1)              \
+    extern "C" __global__ void __launch_bounds__(longrope::RolesShape::kThreads, 1)                                        \
         longrope_attention_backward_fast_##name(const __grid_constant__ longrope_attention_backward_sm90_params p) {       \
         longrope::differentiate_on_hopper<T, longrope::RolesShape, longrope::RoleSums<T>>(p);                              \
     }                                                                                                                      \

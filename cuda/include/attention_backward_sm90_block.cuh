@@ -2,7 +2,6 @@
 #pragma once
 
 #include "attention_backward_sm90_load.cuh"
-#include "cluster.cuh"
 
 namespace longrope {
 
@@ -50,7 +49,7 @@ struct GradientShared {
     }
     // What follows the tiles; see the kernel that makes all gradients.
     __device__ __forceinline__ uint32_t gradients(int slot) const {
-        return tiles + 2 * Shape::kRowBytes + kStages * Shape::kTileBytes + slot * (Shape::kBlockRows * Shape::kColumns * 2);
+        return tiles + 2 * Shape::kRowBytes + kStages * Shape::kTileBytes + slot * (Shape::kRows * Shape::kColumns * 2);
     }
 
     __device__ __forceinline__ uint32_t barrier(int number) const { return barriers + 8 * number; }
@@ -74,7 +73,7 @@ struct GradientShared {
         for (int which = 0; which < 2; ++which) {
             for (int slot = 0; slot < (which == 0 ? Shape::kFirstStages : Shape::kSecondStages); ++slot) {
                 barrier_init(column_full(which, slot), Shape::kOfKeys ? 2 : 1);
-                barrier_init(column_empty(which, slot), 4 * Shape::kConsumers * (Shape::kPaired ? 2 : 1));
+                barrier_init(column_empty(which, slot), 4 * Shape::kConsumers);
             }
         }
         for (int slot = 0; slot < kItemSlots; ++slot) {
@@ -106,18 +105,6 @@ __device__ __forceinline__ void release(uint32_t barrier) {
     if (thread_again() % 32 == 0) barrier_arrive(barrier);
 }
 
-// The same of a tile of columns, for both blocks of a pair: each loads a half of it for both.
-template <class Shape>
-__device__ __forceinline__ void release_column(uint32_t barrier) {
-    if constexpr (Shape::kPaired) {
-        __syncwarp();
-        const int lane = thread_again() % 32;
-        if (lane < 2) arrive_in_cluster(barrier, lane);
-    } else {
-        release(barrier);
-    }
-}
-
 // What a block does. `Consumer::run`: what its consumers do; `draw`: the thread that draws.
 template <class T, class Shape, class Consumer>
 __device__ __forceinline__ void differentiate_on_hopper(const longrope_attention_backward_sm90_params &h) {
@@ -133,11 +120,7 @@ __device__ __forceinline__ void differentiate_on_hopper(const longrope_attention
         shared.set_up();
         cleared[0] = cleared[1] = 0;
     }
-    if (Shape::kPaired) {
-        cluster_sync();
-    } else {
-        __syncthreads();
-    }
+    __syncthreads();
     if (thread < 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Shape::kLoaderRegisters));
         if (thread < 32) {
@@ -153,8 +136,6 @@ __device__ __forceinline__ void differentiate_on_hopper(const longrope_attention
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shape::kConsumerRegisters));
         Consumer::run(h, shared, items, numbers);
     }
-    // Until then the other may arrive at barriers here.
-    if (Shape::kPaired) cluster_sync();
 }
 
 }  // namespace longrope

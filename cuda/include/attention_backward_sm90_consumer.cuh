@@ -7,7 +7,6 @@
 
 #include "accumulator.cuh"
 #include "attention_backward_sm90_items.cuh"
-#include "cluster.cuh"
 #include "wgmma.cuh"
 
 namespace longrope {
@@ -33,17 +32,14 @@ struct GradientConsumer {
     uint32_t power[2];                // of the rows' factors, by the exponent of the largest gradient; for f16
 
     static __device__ __forceinline__ int lane() { return thread_again() % 32; }
-    // Of the consumers' threads; and the first of the rows that it holds, of the item's.
+    // Of the consumers' threads; and the first of the rows that it holds, of the block's.
     static __device__ __forceinline__ int thread() { return thread_again() - Shape::kFirstConsumer; }
-    // Of the block's. Consumers have rows of their own, or both the same.
+    // Consumers have rows of their own, or both the same.
     static __device__ __forceinline__ int first_row() {
         const int warp = thread() / 32;
         return (Shape::kSharesRows ? warp % 4 : warp) * 16;
     }
-    static __device__ __forceinline__ int row() {
-        const int of_pair = Shape::kPaired ? static_cast<int>(cluster_rank()) * Shape::kBlockRows : 0;
-        return of_pair + first_row() + lane() / 4;
-    }
+    static __device__ __forceinline__ int row() { return first_row() + lane() / 4; }
 
     template <int N>
     static __device__ __forceinline__ float (&flat(float (&y)[N][4]))[4 * N] {
@@ -91,7 +87,7 @@ struct GradientConsumer {
 #pragma unroll
         for (int step = 0; step < kDim / 16; ++step) {
             // 16 dimensions are 32 bytes of a row; after 64 comes the next part of the tile. Descriptors count 16 bytes.
-            const int a_at = step / 4 * Shape::kBlockRows * 8 + step % 4 * 2, b_at = step / 4 * kColumns * 8 + step % 4 * 2;
+            const int a_at = step / 4 * Shape::kRows * 8 + step % 4 * 2, b_at = step / 4 * kColumns * 8 + step % 4 * 2;
             if (step == 0) {
                 wgmma_product(y, a, b, T());
             } else {

@@ -49,8 +49,8 @@ struct FastShape {
     static constexpr int kSecondStages = kSecondStages_;          // and of dO
     static constexpr bool kInTurn = kInTurn_;                     // whether blocks add to dQ in one order
     static constexpr bool kBulk = kBulk_;                         // and by the copy engine, or by threads
-    static constexpr int kConsumers = 2, kRows = 128, kBlockRows = 128, kThreads = 384, kFirstConsumer = 128, kSums = 2;
-    static constexpr bool kSharesRows = false, kPaired = false;
+    static constexpr int kConsumers = 2, kRows = 128, kThreads = 384, kFirstConsumer = 128, kSums = 2;
+    static constexpr bool kSharesRows = false;
     static constexpr int kGradientWarps = 8, kStagingWarps = 8, kStagedArrivals = 1;
     static constexpr int kTileDim = kDim == 64 ? 64 : 128;        // dimensions of a row of a tile, some of which may be zeros
     static constexpr int kRowBytes = kRows * kTileDim * 2, kTileBytes = kColumns * kTileDim * 2;

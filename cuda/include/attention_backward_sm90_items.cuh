@@ -22,11 +22,9 @@ struct GradientShape {
     static constexpr bool kMakesAll = false;         // whether it adds to dQ too
     static constexpr bool kInTurn = false;           // and whether blocks do so in one order
     static constexpr bool kSharesRows = false;       // whether all consumers have the same rows
-    static constexpr bool kPaired = false;           // and whether two blocks of a cluster have half of them each
     // Arrivals at the barriers of dS in shared memory, and of what is staged there; see GradientShared.
     static constexpr int kGradientWarps = 4 * kConsumers_, kStagingWarps = 4 * kConsumers_, kStagedArrivals = 1;
-    static constexpr int kRows = 64 * kConsumers;    // rows of an item
-    static constexpr int kBlockRows = kRows;         // and of a block
+    static constexpr int kRows = 64 * kConsumers;    // rows a block
     static constexpr int kThreads = 128 * (kConsumers + 1);
     static constexpr int kFirstConsumer = 128;       // thread
     static constexpr int kSums = kOfKeys ? 2 : 1;    // gradients
@@ -285,7 +283,7 @@ template <class Shape, class Shared>
 __device__ __forceinline__ void draw_gradient_items(const longrope_attention_backward_sm90_params &h, const Shared &shared,
                                                     GradientItem *items, ItemFinder &finder) {
     PackedTurn<kItemSlots> turn;
-    finder.number = Shape::kPaired ? blockIdx.x / 2 : blockIdx.x;
+    finder.number = blockIdx.x;
     finder.is_taken = false;
     for (bool is_last = false; !is_last; turn.next()) {
         barrier_wait(shared.item_empty(turn.slot()), turn.parity() ^ 1);
@@ -294,14 +292,8 @@ __device__ __forceinline__ void draw_gradient_items(const longrope_attention_bac
             const uint32_t taken = finder.number;
             is_last = taken >= h.items;
             if (is_last) break;
-            if (Shape::kPaired) {
-                // Both of a pair know the next without asking: to and fro, since items come with the longest first.
-                const uint32_t pairs = gridDim.x / 2, round = taken / pairs;
-                finder.number = (round + 2) * pairs - 1 - (taken - round * pairs);
-            } else {
-                // Drawing takes a while; the answer is first needed for the number after this.
-                finder.number = h.items > gridDim.x ? gridDim.x + atomicAdd(h.drawn, 1) : h.items;
-            }
+            // Drawing takes a while; the answer is first needed for the number after this.
+            finder.number = h.items > gridDim.x ? gridDim.x + atomicAdd(h.drawn, 1) : h.items;
             finder.is_taken = finder.take<Shape>(h, taken);
         }
         item.is_last = is_last;

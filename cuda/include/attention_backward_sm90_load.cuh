@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attention_backward_sm90_items.cuh"
-#include "cluster.cuh"
+#include "tensor_map.cuh"
 
 namespace longrope {
 
@@ -13,18 +13,6 @@ template <int kDim, int kRows>
 __device__ __forceinline__ void load_boxes(uint32_t to, const longrope_tensor_map &map, const BoxPlace &place, uint32_t barrier) {
 #pragma unroll
     for (int part = 0; part < (kDim + 63) / 64; ++part) load_box(to + part * kRows * 128, map, part * 64, place, barrier);
-}
-
-// The same for both blocks of a pair, of which each loads a half of the dimensions.
-template <int kDim, int kRows>
-__device__ __forceinline__ void load_half_for_both(uint32_t to, const longrope_tensor_map &map, const BoxPlace &place,
-                                                   uint32_t barrier) {
-    constexpr int kParts = kDim / 64;
-    const int first = static_cast<int>(cluster_rank()) * (kParts / 2);
-#pragma unroll
-    for (int part = 0; part < kParts / 2; ++part) {
-        load_box_for_both(to + (first + part) * kRows * 128, map, (first + part) * 64, place, barrier);
-    }
 }
 
 // Clears the rows of a tile of kRows from `first` on, by a warp.
@@ -73,15 +61,9 @@ __device__ __forceinline__ void load_gradient_items(const longrope_attention_bac
             const uint32_t full = is_whole ? shared.column_full(kWhich, column.slot()) : shared.cleared(kWhich);
             if (lane() == 0) {
                 barrier_expect(full, Shape::kTileBytes);
-                const BoxPlace place{item.first_column + tile * Shape::kColumns, item.column_head + member, item.batch};
-                const uint32_t to = shared.column_tile(kWhich, column.slot());
-                // Where something is cleared each block has all of it copied for itself: nothing says when the other one has looked at
-                // the barrier for that.
-                if (Shape::kPaired && is_whole) {
-                    load_half_for_both<Shape::kDim, Shape::kColumns>(to, h.columns[kWhich], place, full);
-                } else {
-                    load_boxes<Shape::kDim, Shape::kColumns>(to, h.columns[kWhich], place, full);
-                }
+                load_boxes<Shape::kDim, Shape::kColumns>(
+                    shared.column_tile(kWhich, column.slot()), h.columns[kWhich],
+                    BoxPlace{item.first_column + tile * Shape::kColumns, item.column_head + member, item.batch}, full);
             }
             if (!is_whole) {
                 clear_when_loaded<Shape::kDim, Shape::kColumns>(shared.column_tile(kWhich, column.slot()), there,
@@ -100,17 +82,16 @@ __device__ __forceinline__ void load_gradient_items(const longrope_attention_bac
             // Where they are columns too.
             const bool is_whole = !Shape::kMakesAll || item.rows == Shape::kRows || item.tiles() <= 0 || !is_packed();
             const uint32_t full = is_whole ? shared.rows_full() : shared.cleared(kWhich);
-            const int before = Shape::kPaired ? static_cast<int>(cluster_rank()) * Shape::kBlockRows : 0;
             if (lane() == 0) {
                 barrier_expect(full, item.tiles() > 0 ? Shape::kRowBytes : 0);
                 if (item.tiles() > 0) {
-                    load_boxes<Shape::kDim, Shape::kBlockRows>(shared.row_tile(kWhich), h.rows[kWhich],
-                                                               BoxPlace{item.first_row + before, item.row_head, item.batch}, full);
+                    load_boxes<Shape::kDim, Shape::kRows>(shared.row_tile(kWhich), h.rows[kWhich],
+                                                          BoxPlace{item.first_row, item.row_head, item.batch}, full);
                 }
             }
             if (!is_whole) {
-                clear_when_loaded<Shape::kDim, Shape::kBlockRows>(shared.row_tile(kWhich), max(item.rows - before, 0),
-                                                                  shared.cleared(kWhich), cleared, shared.rows_full());
+                clear_when_loaded<Shape::kDim, Shape::kRows>(shared.row_tile(kWhich), item.rows, shared.cleared(kWhich), cleared,
+                                                             shared.rows_full());
             }
             __syncwarp();
         };

@@ -8,13 +8,10 @@
 //   consumer 1   d = V dO^T    dS = P (d - delta)           dK += dS Q     the second half
 //
 // P goes from a thread of the first to the same of the second, as f32, and dS to both, as an operand. Products of one run while the
-// other computes; j is the tile:
+// other computes:
 //
-//   consumer 0   | x(j) | P(j) | dQ(j-1), dV(j), dQ(j-1) to the slab | dQ(j-1), to the slab |
-//   consumer 1   | dS(j) | dK(j), dQ(j) | dQ(j) to the slab | dQ(j), d(j+1), dQ(j) to the slab |
-//
-// It is bound by the second-level cache: 64 keys read a tile of Q and dO, 64 KiB, and add as much to the slab. So blocks are in pairs,
-// clusters of two, that have 64 of 128 keys each and walk over the same tiles; each has half of a tile copied, for both.
+//   consumer 0   | x(j), dQ(j-1) | P(j), dQ(j-1) to the slab | dV(j), dQ(j-1) to the slab |
+//   consumer 1   | d(j) | dS(j) | dK(j), dQ(j) | dQ(j) to the slab |
 //
 // Of dS there are two places: the first consumer writes P(j) when it has read dS(j-2), so that the second may write dS(j) there; and it
 // has waited for dS(j-1), so that it never is two phases behind.
@@ -32,11 +29,10 @@ namespace longrope {
 struct RolesShape {
     static constexpr bool kOfKeys = true, kMakesAll = true, kInTurn = false, kBulk = false, kSharesRows = true;
     static constexpr int kDim = 256, kTileDim = 256, kColumns = 64, kFirstStages = 2, kSecondStages = 2;
-    static constexpr bool kPaired = true;
-    static constexpr int kConsumers = 2, kRows = 128, kBlockRows = 64, kThreads = 384, kFirstConsumer = 128, kSums = 2;
-    static constexpr int kRowBytes = kBlockRows * kDim * 2, kTileBytes = kColumns * kDim * 2;
-    static constexpr int kGradientBytes = kBlockRows * kColumns * 2;  // dS of a tile
-    static constexpr int kWeightBytes = kBlockRows * kColumns * 4;    // P of a tile, behind both places of dS
+    static constexpr int kConsumers = 2, kRows = 64, kThreads = 384, kFirstConsumer = 128, kSums = 2;
+    static constexpr int kRowBytes = kRows * kDim * 2, kTileBytes = kColumns * kDim * 2;
+    static constexpr int kGradientBytes = kRows * kColumns * 2;  // dS of a tile
+    static constexpr int kWeightBytes = kRows * kColumns * 4;    // P of a tile, behind both places of dS
     static constexpr int kQueryDims = 128, kSecondDims = 128;    // dimensions of dQ that a consumer makes
     static constexpr int kQuarter = 64;                          // and of them at a time
     static constexpr int kQueryBytes = kColumns * kDim * 4;
@@ -88,12 +84,12 @@ struct RoleConsumer : FastConsumer<T, RolesShape> {
 
     // Begins a quarter of dQ: 64 queries by 64 dimensions, a part of the tile, over all keys.
     __device__ __forceinline__ void begin_quarter(uint32_t gradients_tile, uint32_t keys, int quarter) {
-        uint32_t a_at = gradients_tile, b_at = keys + quarter * (Shape::kBlockRows * 128);
+        uint32_t a_at = gradients_tile, b_at = keys + quarter * (Shape::kRows * 128);
         // As in begin_sum.
         asm volatile("" : "+r"(a_at), "+r"(b_at));
         const uint64_t a = matrix_descriptor(a_at, 16), b = matrix_descriptor(b_at, 16);
 #pragma unroll
-        for (int step = 0; step < Shape::kBlockRows / 16; ++step) {
+        for (int step = 0; step < Shape::kRows / 16; ++step) {
             if (step == 0) {
                 wgmma_product_across(of_quarter, a, b, T());
             } else {
@@ -146,8 +142,7 @@ struct RoleConsumer : FastConsumer<T, RolesShape> {
     static __device__ __forceinline__ void add_to_keys(const Sum &sum, const longrope_attention_backward_sm90_params &h,
                                                        const GradientItem &item, int which) {
         constexpr int kEach = 64 * Shape::kDim;
-        const int64_t tile = item.key_tile * 2 + static_cast<int>(cluster_rank());
-        float *const to = h.key_slab + (tile * 2 + which) * kEach + thread() % 128 / 32 * (kEach / 4) + lane() * 4;
+        float *const to = h.key_slab + (static_cast<int64_t>(item.key_tile) * 2 + which) * kEach + thread() % 128 / 32 * (kEach / 4) + lane() * 4;
 #pragma unroll
         for (int n = 0; n < Shape::kDim / 8; ++n) add_four(to + n * 128, sum[4 * n], sum[4 * n + 1], sum[4 * n + 2], sum[4 * n + 3]);
     }
@@ -244,7 +239,7 @@ struct RoleSums {
                 if (masked) mine.mask(item, tile * Shape::kColumns, c);
                 mine.weigh(numbers + place.query() * Shape::kColumns, c);
                 mine.make_weights_here();
-                release_column<Shape>(shared.column_empty(0, place.query()));
+                release(shared.column_empty(0, place.query()));
                 // Before the other goes on: else the end of the phase after it might be taken for its.
                 if (!kFirst) begin_quarter_before(0);
                 meet(kWeightsTaken);
@@ -264,7 +259,7 @@ struct RoleSums {
                 }
                 wgmma_wait<0>();
                 hold(sum);
-                release_column<Shape>(shared.column_empty(1, place.out()));
+                release(shared.column_empty(1, place.out()));
                 place.next();
                 before = tile;
             };
@@ -319,7 +314,7 @@ struct RoleSums {
                 mine.take_weights(shared);
                 announce(kWeightsTaken);
                 mine.differentiate(numbers + (Shape::kFirstStages + place.out()) * Shape::kColumns);
-                release_column<Shape>(shared.column_empty(1, place.out()));
+                release(shared.column_empty(1, place.out()));
                 mine.round_gradients();
                 mine.put_gradients(shared.gradients(place.out()));
                 fence_for_tensor_cores();
@@ -333,7 +328,7 @@ struct RoleSums {
                 mine.begin_quarter(shared.gradients(place.out()), shared.row_tile(0), 2);
                 wgmma_wait<0>();
                 hold(sum);
-                release_column<Shape>(shared.column_empty(0, place.query()));
+                release(shared.column_empty(0, place.query()));
                 place.next();
                 mine.add_quarter(h.slab, item.slab_tile + tile, 0);
                 wgmma_fence();

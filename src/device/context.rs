@@ -8,13 +8,15 @@ use cudarc::driver::sys;
 
 use crate::device::driver::{self, DeviceError, Stream, check};
 use crate::device::image;
+use crate::device::primary::Primary;
 
 /// The images of this library, loaded once. Share it freely between threads.
 ///
-/// It belongs to no CUDA context: a launch runs in the context of its stream, or, on the legacy default stream, in the
-/// current one. The slow work is done in [`Context::new`], so that launches neither allocate nor wait and can be captured
+/// It belongs to no CUDA context: a launch runs in the context of its stream, or, on a default stream, in the current one; where
+/// the thread has none, in the primary one of the device, if that is in use. The slow work is done in [`Context::new`], so that launches neither allocate nor wait and can be captured
 /// in a graph. Make it while the context that is to be used is current: its code is loaded then, and not by a first launch.
 pub struct Context {
+    device: sys::CUdevice,
     libraries: Vec<sys::CUlibrary>,
     kernels: HashMap<&'static str, Kernel>,
     multiprocessors: u32,
@@ -86,7 +88,7 @@ impl Context {
         driver::start()?;
         let (device, capability) = driver::device(ordinal)?;
         let multiprocessors = driver::multiprocessors(device)?;
-        let mut context = Self { libraries: Vec::new(), kernels: HashMap::new(), multiprocessors };
+        let mut context = Self { device, libraries: Vec::new(), kernels: HashMap::new(), multiprocessors };
         let mut families = crate::ops::kernel_families();
         families.retain(|family| family.only_on.is_none_or(|needed| needed == capability && with_special));
         let loaded = load_images(&families);
@@ -167,6 +169,7 @@ impl Context {
     ) -> Result<(), DeviceError> {
         let kernel = self.kernels.get(name).ok_or(DeviceError::NoDeviceCode)?;
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        let _entered = Primary::enter(self.device, stream)?;
         // SAFETY: the driver copies the block before it returns, and takes a kernel where it takes a function.
         let launched = unsafe {
             sys::cuLaunchKernel(
@@ -221,11 +224,28 @@ impl Context {
             numAttrs: 1,
         };
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        let _entered = Primary::enter(self.device, stream)?;
         // SAFETY: the driver copies the block and the attribute before it returns, and takes a kernel where it takes a function.
         let launched = unsafe {
             sys::cuLaunchKernelEx(&config, kernel.handle.cast(), arguments.as_mut_ptr(), std::ptr::null_mut())
         };
         check("cuLaunchKernelEx", launched)
+    }
+
+    /// Writes a value to some 32-bit words of device memory, in the order of the stream.
+    ///
+    /// # Safety
+    /// The address must be of as many words of device memory of the stream's context, a multiple of 4.
+    pub(crate) unsafe fn fill_words(
+        &self,
+        address: u64,
+        value: u32,
+        count: usize,
+        stream: Stream,
+    ) -> Result<(), DeviceError> {
+        let _entered = Primary::enter(self.device, stream)?;
+        // SAFETY: the caller's promise.
+        check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(address, value, count, stream.raw()) })
     }
 }
 

@@ -60,7 +60,8 @@ pub enum DeviceError {
     },
 }
 
-/// A stream of the caller's (`CUstream`, `cudaStream_t`). Null is the legacy default stream of the current context.
+/// A stream of the caller's (`CUstream`, `cudaStream_t`). Null is the legacy default stream: of the current context, or of the primary
+/// one of the kernels' device where the thread has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stream(sys::CUstream);
 
@@ -70,12 +71,18 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    /// The legacy default stream of the current context.
+    /// The legacy default stream.
     pub const LEGACY_DEFAULT: Self = Self(std::ptr::null_mut());
 
     /// A stream by its raw handle.
     pub fn from_raw(handle: *mut std::ffi::c_void) -> Self {
         Self(handle.cast())
+    }
+
+    /// Whether it is a default stream, of whatever context is current: the legacy one, or the thread's.
+    pub(super) fn is_default(self) -> bool {
+        // CU_STREAM_LEGACY is 1, CU_STREAM_PER_THREAD 2.
+        self.0.addr() <= 2
     }
 
     /// The raw handle.
@@ -198,20 +205,6 @@ pub(crate) unsafe fn download<N: Number>(to: &mut [N], from: u64, stream: Stream
     check("cuMemcpyDtoHAsync", copied)?;
     // SAFETY: the stream is the caller's.
     check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.raw()) })
-}
-
-/// Writes a value to some 32-bit words of device memory, in the order of the stream.
-///
-/// # Safety
-/// The address must be of as many words of device memory of the stream's context, a multiple of 4.
-pub(crate) unsafe fn fill_words(
-    address: u64,
-    value: u32,
-    count: usize,
-    stream: Stream,
-) -> Result<(), DeviceError> {
-    // SAFETY: the caller's promise.
-    check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(address, value, count, stream.raw()) })
 }
 
 /// A number of which any bits are one.

@@ -20,14 +20,15 @@ mod context;
 mod driver;
 mod image;
 pub(crate) mod params;
+mod primary;
 pub(crate) mod slice;
 mod tensor;
 pub(crate) mod tensor_map;
 
 pub use context::Context;
 pub(crate) use context::{Family, Grid};
+pub(crate) use driver::download;
 pub use driver::{DeviceError, Stream};
-pub(crate) use driver::{download, fill_words};
 pub use image::is_embedded;
 pub use slice::{Element, SliceTensor, SliceTensorMut};
 pub(crate) use tensor::Address;

@@ -162,15 +162,15 @@ impl<'a> AttentionBackward<'a> {
         let rest = workspace.address + plan.delta_bytes as u64;
         if let Some(fast) = plan.fast.filter(|fast| fast.is_there(context)) {
             // SAFETY: the workspace has the bytes that are needed; the rest is the caller's promise.
-            return unsafe { fast.launch(context, plan.params.delta, rest, stream) };
+            return unsafe { fast.launch(context, &plan.params, rest, stream) };
         }
         if let Some(hopper) = plan.hopper.filter(|hopper| hopper.is_there(context)) {
             // SAFETY: the workspace has the bytes that are needed; the rest is the caller's promise.
-            return unsafe { hopper.launch(context, plan.params.delta, rest, stream) };
+            return unsafe { hopper.launch(context, &plan.params, rest, stream) };
         }
         for (name, grid) in plan.launches.into_iter().flatten() {
             // SAFETY: the name is that of a kernel of the backward pass, which takes this block; the rest is the caller's promise.
-            unsafe { context.launch(name, grid, &plan.params, stream) }?;
+            unsafe { context.launch(name, grid, &*plan.params, stream) }?;
         }
         Ok(())
     }
@@ -271,7 +271,8 @@ impl<'a> AttentionBackward<'a> {
         attention.section_heads = section_heads as i32;
         attention.sections = sections as i32;
         let is_f32 = |tensor: &DeviceTensor| i32::from(tensor.dtype == Dtype::F32);
-        let params = longrope_attention_backward_params {
+        // Kilobytes, which are not to be moved about.
+        let params = Box::new(longrope_attention_backward_params {
             attention,
             d_out: pointer(d_out.address),
             delta: pointer(delta.address).cast(),
@@ -293,7 +294,7 @@ impl<'a> AttentionBackward<'a> {
             rotates: i32::from(self.rotary.is_some()),
             rotary: self.rotary.map(|rotary| rotary.params()).transpose()?.unwrap_or_default(),
             ..Default::default()
-        };
+        });
         let launch = |blocks, kernel: &'static kernels::Kernel| {
             let grid = Grid { blocks, threads: [kernel.threads, 1, 1], shared_bytes: kernel.shared_bytes };
             (blocks > 0).then_some((kernel.name, grid))
@@ -303,9 +304,9 @@ impl<'a> AttentionBackward<'a> {
         let is_needed = launches.iter().any(Option::is_some);
         let delta = made.filter(|_| is_needed && delta_bytes > 0);
         let key_blocks = |tiles| self.key_blocks(tiles, sequences);
-        let hopper = is_needed.then(|| HopperPlan::new(tensors, params, longest, key_blocks)).flatten();
+        let hopper = is_needed.then(|| HopperPlan::new(tensors, &params, longest, key_blocks)).flatten();
         let fast = is_needed
-            .then(|| FastPlan::new(tensors, params, self.sequences, self.fast, longest, key_blocks))
+            .then(|| FastPlan::new(tensors, &params, self.sequences, self.fast, longest, key_blocks))
             .flatten();
         let delta_bytes = if is_needed { delta_bytes } else { 0 };
         let needs =
@@ -368,7 +369,7 @@ struct Plan<'a> {
     delta: Option<AttentionDelta>,
     /// For dQ, and for dK and dV, as far as there is something to write.
     launches: [Option<(&'static str, Grid)>; 2],
-    params: longrope_attention_backward_params,
+    params: Box<longrope_attention_backward_params>,
     /// What is launched in place of these where the context has it.
     hopper: Option<HopperPlan<'a>>,
     /// And in place of those, where sums may have any order.

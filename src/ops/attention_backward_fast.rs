@@ -12,7 +12,7 @@ use crate::Error;
 use crate::device::params::backward::{
     longrope_attention_backward_params, longrope_attention_backward_sm90_params,
 };
-use crate::device::{Context, DeviceTensor, Dtype, Grid, Stream, fill_words, tensor_map};
+use crate::device::{Context, DeviceTensor, Dtype, Grid, Stream, tensor_map};
 use crate::ops::attention_arguments::{Sequences, blocks_of};
 use crate::ops::attention_backward::AttentionBackwardTensors;
 use crate::ops::attention_backward_hopper::{MAX_BLOCKS, is_taken};
@@ -26,10 +26,12 @@ const ITEM_BYTES: usize = 160;
 pub(super) struct FastPlan<'a> {
     tensors: &'a AttentionBackwardTensors,
     kernel: &'static FastKernel,
-    params: longrope_attention_backward_params,
     is_packed: bool,
     /// Whether blocks add in turn.
     in_turn: bool,
+    /// Blocks of a sequence and head: of keys, and of queries in the slab.
+    key_blocks: i64,
+    query_blocks: i64,
     /// Blocks of keys of a head: of all sequences, if they are packed.
     key_tiles: usize,
     /// Tiles of queries of a head in the slab.
@@ -48,7 +50,7 @@ impl<'a> FastPlan<'a> {
     /// order. `longest`: queries of the longest sequence. `blocks`: of a sequence and head, for so many tiles of all tokens.
     pub(super) fn new(
         tensors: &'a AttentionBackwardTensors,
-        params: longrope_attention_backward_params,
+        params: &longrope_attention_backward_params,
         sequences: Sequences,
         fast: bool,
         longest: usize,
@@ -60,7 +62,7 @@ impl<'a> FastPlan<'a> {
     fn within(
         bounds: SlabBounds,
         tensors: &'a AttentionBackwardTensors,
-        mut params: longrope_attention_backward_params,
+        params: &longrope_attention_backward_params,
         sequences: Sequences,
         fast: bool,
         longest: usize,
@@ -94,11 +96,11 @@ impl<'a> FastPlan<'a> {
             sums: 0,
         };
         let together = together([q.layout.batch(), k.layout.heads()], one.zeroed()?, bounds)?;
-        params.key_blocks = blocks(keys.div_ceil(kernel.kernel.rows)) as i64;
-        params.attention.tiles = blocks(length.div_ceil(kernel.columns)).min(tiles) as i64;
+        let key_blocks = blocks(keys.div_ceil(kernel.kernel.rows));
+        let query_blocks = blocks(length.div_ceil(kernel.columns)).min(tiles);
         // Of all, which are more than those of a launch.
-        let key_rows = kernel.kernel.rows / kernel.key_slab.rows * params.key_blocks as usize;
-        for blocks in [key_rows, params.attention.tiles as usize, key_tiles, MOST_LIST_BLOCKS as usize] {
+        let key_rows = kernel.kernel.rows / kernel.key_slab.rows * key_blocks;
+        for blocks in [key_rows, query_blocks, key_tiles, MOST_LIST_BLOCKS as usize] {
             blocks_of(&[count, q.layout.heads(), blocks])?;
         }
         let sums = if tiles > kernel.fold_tiles() { MAX_BLOCKS * kernel.folded_bytes() } else { 0 };
@@ -106,9 +108,10 @@ impl<'a> FastPlan<'a> {
         Some(Self {
             tensors,
             kernel,
-            params,
             is_packed,
             in_turn,
+            key_blocks: key_blocks as i64,
+            query_blocks: query_blocks as i64,
             key_tiles,
             slab_tiles,
             key_slab_tiles,
@@ -128,14 +131,14 @@ impl<'a> FastPlan<'a> {
         self.kernel.all().all(|kernel| context.has(kernel.name))
     }
 
-    /// Launches the kernels, with delta and with the bytes that are needed at `workspace`.
+    /// Launches the kernels to do as `params` say, with the bytes that are needed at `workspace`.
     ///
     /// # Safety
     /// The addresses of the tensors are of device memory of the stream's context, as large as was said.
     pub(super) unsafe fn launch(
         self,
         context: &Context,
-        delta: *const f32,
+        params: &longrope_attention_backward_params,
         workspace: u64,
         stream: Stream,
     ) -> Result<(), Error> {
@@ -149,7 +152,7 @@ impl<'a> FastPlan<'a> {
                     key_heads: first_head..key_heads.min(first_head + heads),
                 };
                 // SAFETY: the caller's promise.
-                unsafe { self.launch_part(&part, context, delta, counter, stream) }?;
+                unsafe { self.launch_part(&part, context, params, counter, stream) }?;
             }
         }
         Ok(())
@@ -163,7 +166,7 @@ impl<'a> FastPlan<'a> {
         &self,
         part: &Part,
         context: &Context,
-        delta: *const f32,
+        params: &longrope_attention_backward_params,
         counter: u64,
         stream: Stream,
     ) -> Result<(), Error> {
@@ -179,11 +182,10 @@ impl<'a> FastPlan<'a> {
         };
         let [turns, key_turns, list, slab_address, key_slab_address, sums] =
             self.bytes.addresses(counter + COUNTER_BYTES as u64);
-        let backward = self.part_of(part, delta);
-        let sequences = backward.attention.sequences as usize;
+        let sequences = if self.is_packed { params.attention.sequences as usize } else { part.batch.len() };
         let blocks =
             |each: usize, heads: &Range<usize>| blocks_of(&[sequences, each, heads.len()]).unwrap_or(0);
-        let key_blocks = backward.key_blocks as usize;
+        let key_blocks = self.key_blocks as usize;
         let items = match (self.in_turn, self.is_packed) {
             (false, _) => blocks(key_blocks, &query_heads),
             (true, false) => blocks(self.key_tiles, &query_heads),
@@ -192,13 +194,12 @@ impl<'a> FastPlan<'a> {
         let list_threads = in_turn.map_or(1, |[_, lists]| lists.threads as usize);
         let list_blocks = (self.key_tiles * query_heads.len()).div_ceil(list_threads);
         let list_blocks = (list_blocks as u32).clamp(1, MOST_LIST_BLOCKS);
-        let slab_blocks = blocks(backward.attention.tiles as usize, &query_heads);
+        let slab_blocks = blocks(self.query_blocks as usize, &query_heads);
         let key_slab_blocks = blocks(kernel.rows / key_slab.rows * key_blocks, &part.key_heads);
-        let block_rows = self.kernel.block_rows();
         let params = longrope_attention_backward_sm90_params {
-            rows: [describe(k, &part.key_heads, block_rows)?, describe(v, &part.key_heads, block_rows)?],
+            rows: [describe(k, &part.key_heads, kernel.rows)?, describe(v, &part.key_heads, kernel.rows)?],
             columns: [describe(q, &query_heads, *columns)?, describe(d_out, &query_heads, *columns)?],
-            backward,
+            backward: self.part_of(params, part),
             drawn: counter as *mut u32,
             sums: sums as *mut f32,
             items,
@@ -211,11 +212,11 @@ impl<'a> FastPlan<'a> {
             key_turns: key_turns as *mut u32,
             list: list as *mut _,
             list_blocks,
-            section_items: self.section_items(context),
+            section_items: section_items(params, context),
         };
         let zeros = COUNTER_BYTES + self.bytes.zeros();
         // SAFETY: the workspace has the counter, and the rest behind it.
-        unsafe { fill_words(counter, 0, zeros / 4, stream) }?;
+        unsafe { context.fill_words(counter, 0, zeros / 4, stream) }?;
         let launch = |kernel: &Kernel, blocks: u32| {
             if blocks == 0 {
                 return Ok(());
@@ -233,26 +234,22 @@ impl<'a> FastPlan<'a> {
             }
             None => kernel,
         };
-        launch(main, self.kernel.blocks(items, context.multiprocessors().min(MAX_BLOCKS as u32)))?;
+        launch(main, items.min(context.multiprocessors().clamp(1, MAX_BLOCKS as u32)))?;
         if self.key_slab_tiles.is_some() {
             launch(key_slab, key_slab_blocks)?;
         }
         Ok(launch(slab, slab_blocks)?)
     }
 
-    /// Items of the heads that are worked on at a time. Those of one head keep its queries, and what is added to them, in the
-    /// second-level cache. Where every query sees every key its blocks begin one after the other, at the same tile, so that it
-    /// takes several heads for all to begin soon.
-    fn section_items(&self, context: &Context) -> i32 {
-        match self.params.attention.causal {
-            0 => 2 * context.multiprocessors() as i32,
-            _ => 1,
-        }
-    }
-
     /// The parameters of a part, as if there were no more. Each query head has keys of its own.
-    fn part_of(&self, part: &Part, delta: *const f32) -> longrope_attention_backward_params {
-        let mut params = self.params;
+    fn part_of(
+        &self,
+        params: &longrope_attention_backward_params,
+        part: &Part,
+    ) -> longrope_attention_backward_params {
+        let mut params = *params;
+        params.key_blocks = self.key_blocks;
+        params.attention.tiles = self.query_blocks;
         let group = params.attention.group as usize;
         let (batch, key_head) = (part.batch.start, part.key_heads.start);
         let at = |address: u64, strides: &[i64], head: usize, size: usize| {
@@ -262,7 +259,7 @@ impl<'a> FastPlan<'a> {
         };
         let AttentionBackwardTensors { dq, dk, dv, .. } = self.tensors;
         let head = key_head * group;
-        params.delta = at(delta as u64, &params.delta_stride, head, 4) as *const f32;
+        params.delta = at(params.delta as u64, &params.delta_stride, head, 4) as *const f32;
         let lse = params.attention.lse as u64;
         params.attention.lse = at(lse, &params.attention.lse_stride, head, 4) as *mut f32;
         params.dq = at(dq.address, &params.dq_stride, head, dq.dtype.size()) as *mut _;
@@ -278,6 +275,16 @@ impl<'a> FastPlan<'a> {
             }
         }
         params
+    }
+}
+
+/// Items of the heads that are worked on at a time. Those of one head keep its queries, and what is added to them, in the second-level
+/// cache. Where every query sees every key its blocks begin one after the other, at the same tile, so that it takes several heads for
+/// all to begin soon.
+fn section_items(params: &longrope_attention_backward_params, context: &Context) -> i32 {
+    match params.attention.causal {
+        0 => 2 * context.multiprocessors() as i32,
+        _ => 1,
     }
 }
 
@@ -344,7 +351,7 @@ mod tests {
             Sequences::Dense => (tensors.q.layout.batch(), length),
             Sequences::Packed(packed) => (packed.count, packed.max_query_length.min(length)),
         };
-        FastPlan::within(bounds, tensors, params(tensors, count), sequences, fast, longest, |tiles| tiles)
+        FastPlan::within(bounds, tensors, &params(tensors, count), sequences, fast, longest, |tiles| tiles)
     }
 
     /// Tiles of 64 queries, and of 128 keys and values.
@@ -407,7 +414,7 @@ mod tests {
             let plan = plan(bounds, &tensors, Sequences::Dense, true).expect("a slab of one");
             assert_eq!(plan.together, together);
             let part = Part { batch: 1..3, key_heads: 2..3 };
-            let params = plan.part_of(&part, (1 << 20) as *const f32);
+            let params = plan.part_of(&params(&tensors, 3), &part);
             assert_eq!(
                 (params.attention.sequences, params.key_heads, params.attention.query_heads),
                 (2, 2, 2)
@@ -439,6 +446,7 @@ mod tests {
         assert_eq!(needs(Dtype::Bf16, 128), 2 * COUNTER_BYTES + 4 * TILE + KEY_TILE);
         assert_eq!(needs(Dtype::Bf16, 64), 2 * COUNTER_BYTES + (4 * TILE + KEY_TILE) / 2);
         assert!(needs(Dtype::F16, 128) < TILE);
+        // A block has half as many keys there.
         assert_eq!(needs(Dtype::Bf16, 256), 2 * COUNTER_BYTES + 2 * (4 * TILE + KEY_TILE));
     }
 }

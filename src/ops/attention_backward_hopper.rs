@@ -4,7 +4,7 @@ use crate::Error;
 use crate::device::params::backward::{
     longrope_attention_backward_params, longrope_attention_backward_sm90_params,
 };
-use crate::device::{Context, DeviceTensor, Grid, Stream, fill_words, tensor_map};
+use crate::device::{Context, DeviceTensor, Grid, Stream, tensor_map};
 use crate::ops::attention_arguments::{blocks_of, section_heads};
 use crate::ops::attention_backward::AttentionBackwardTensors;
 use crate::ops::attention_backward_kernels::{self as kernels, HopperKernel, Kernel};
@@ -22,11 +22,16 @@ pub(super) struct HopperPlan<'a> {
     bytes: usize,
 }
 
-/// A launch of a kernel, or none where there are no items.
+/// A launch of a kernel, or none where there are no items. Its parameters are those of all launches, but for how blocks are numbered.
 struct HopperLaunch {
     kernel: &'static HopperKernel,
-    params: longrope_attention_backward_params,
     items: u32,
+    /// Of the kernel for dQ.
+    tiles: i64,
+    section_heads: i32,
+    sections: i32,
+    /// Of that for dK and dV.
+    key_blocks: i64,
 }
 
 /// Whether kernels of Hopper can take the tensors: the copy engine can be told of them, gradients can be written in 16 bytes, and
@@ -43,7 +48,7 @@ impl<'a> HopperPlan<'a> {
     /// `longest`: queries of the longest sequence. `key_blocks`: of a sequence and key head, for so many tiles of keys.
     pub(super) fn new(
         tensors: &'a AttentionBackwardTensors,
-        params: longrope_attention_backward_params,
+        params: &longrope_attention_backward_params,
         longest: usize,
         key_blocks: impl Fn(usize) -> usize,
     ) -> Option<Self> {
@@ -56,20 +61,23 @@ impl<'a> HopperPlan<'a> {
         let (heads, key_heads) = (q.layout.heads(), k.layout.heads());
         let key_length = k.layout.length();
 
-        let mut of_queries = params;
         let tiles = longest.div_ceil(queries.kernel.rows);
         let section_heads =
             section_heads(2 * k.dtype.size() * k.layout.head_dim(), key_length, key_heads, heads);
         let sections = heads.div_ceil(section_heads);
-        of_queries.attention.tiles = tiles as i64;
-        of_queries.attention.section_heads = section_heads as i32;
-        of_queries.attention.sections = sections as i32;
-        let query_items = blocks_of(&[sequences, tiles, section_heads, sections])?;
-
-        let mut of_keys = params;
         let blocks = key_blocks(key_length.div_ceil(keys.kernel.rows));
-        of_keys.key_blocks = blocks as i64;
-        let key_items = blocks_of(&[sequences, blocks, key_heads])?;
+        let launch = |kernel, items| HopperLaunch {
+            kernel,
+            items,
+            tiles: tiles as i64,
+            section_heads: section_heads as i32,
+            sections: sections as i32,
+            key_blocks: blocks as i64,
+        };
+        let launches = [
+            launch(queries, blocks_of(&[sequences, tiles, section_heads, sections])?),
+            launch(keys, blocks_of(&[sequences, blocks, key_heads])?),
+        ];
 
         let columns_of_keys = blocks_of(&[heads / key_heads, longest.div_ceil(keys.columns)])? as usize;
         let folded = |kernel: &HopperKernel, tiles: usize| match tiles >= kernel.fold_tiles() {
@@ -77,10 +85,6 @@ impl<'a> HopperPlan<'a> {
             false => 0,
         };
         let sums = folded(queries, key_length.div_ceil(queries.columns)).max(folded(keys, columns_of_keys));
-        let launches = [
-            HopperLaunch { kernel: queries, params: of_queries, items: query_items },
-            HopperLaunch { kernel: keys, params: of_keys, items: key_items },
-        ];
         Some(Self { tensors, launches, bytes: COUNTER_BYTES + sums })
     }
 
@@ -94,14 +98,14 @@ impl<'a> HopperPlan<'a> {
         self.launches.iter().all(|launch| context.has(launch.kernel.kernel.name))
     }
 
-    /// Launches the kernels, with delta and with the bytes that are needed at `workspace`.
+    /// Launches the kernels to do as `params` say, with the bytes that are needed at `workspace`.
     ///
     /// # Safety
     /// The addresses of the tensors are of device memory of the stream's context, as large as was said.
     pub(super) unsafe fn launch(
         self,
         context: &Context,
-        delta: *const f32,
+        params: &longrope_attention_backward_params,
         workspace: u64,
         stream: Stream,
     ) -> Result<(), Error> {
@@ -110,32 +114,35 @@ impl<'a> HopperPlan<'a> {
         let of_queries = [q, d_out];
         let of_keys = [k, v];
         for (which, launch) in self.launches.into_iter().enumerate() {
-            let HopperLaunch { kernel, mut params, items } = launch;
+            let HopperLaunch { kernel, items, tiles, section_heads, sections, key_blocks } = launch;
             if items == 0 {
                 continue;
             }
-            params.delta = delta;
             let Kernel { name, threads, shared_bytes, rows, .. } = kernel.kernel;
             let (row_tensors, column_tensors) =
                 if which == 0 { (of_queries, of_keys) } else { (of_keys, of_queries) };
             let describe = |tensor, rows: usize| tensor_map::describe(tensor, rows as u32, nowhere);
             let drawn = workspace + 4 * which as u64;
-            let params = longrope_attention_backward_sm90_params {
+            let mut params = longrope_attention_backward_sm90_params {
                 rows: [describe(row_tensors[0], rows)?, describe(row_tensors[1], rows)?],
                 columns: [
                     describe(column_tensors[0], kernel.columns)?,
                     describe(column_tensors[1], kernel.columns)?,
                 ],
-                backward: params,
+                backward: *params,
                 drawn: drawn as *mut u32,
                 sums: (workspace + COUNTER_BYTES as u64) as *mut f32,
                 items,
                 ..Default::default()
             };
+            params.backward.attention.tiles = tiles;
+            params.backward.attention.section_heads = section_heads;
+            params.backward.attention.sections = sections;
+            params.backward.key_blocks = key_blocks;
             let blocks = items.min(context.multiprocessors().clamp(1, MAX_BLOCKS as u32));
             if items > blocks {
                 // SAFETY: the workspace begins with the counters.
-                unsafe { fill_words(drawn, 0, 1, stream) }?;
+                unsafe { context.fill_words(drawn, 0, 1, stream) }?;
             }
             let staged = if params.backward.rotates != 0 { kernel.staged_bytes() } else { 0 };
             let grid = Grid { blocks, threads: [threads, 1, 1], shared_bytes: shared_bytes + staged };

@@ -173,8 +173,6 @@ pub(super) struct FastKernel {
     image: &'static str,
     /// Where sums may have any order.
     pub(super) kernel: Kernel,
-    /// Whether the former's blocks run in pairs, as clusters, of which each block has half of the rows.
-    pub(super) paired: bool,
     /// Where they have one, if there is such a kernel, and what lists its items.
     pub(super) in_turn: Option<[Kernel; 2]>,
     /// What makes dQ of its slab, and what makes dK and dV of theirs; a block takes `rows` queries or keys at a time.
@@ -190,19 +188,6 @@ impl FastKernel {
     /// All of them.
     pub(super) fn all(&self) -> impl Iterator<Item = &Kernel> {
         [&self.kernel, &self.slab, &self.key_slab].into_iter().chain(self.in_turn.iter().flatten())
-    }
-
-    /// Rows of keys that a block loads.
-    pub(super) fn block_rows(&self) -> usize {
-        self.kernel.rows / if self.paired { 2 } else { 1 }
-    }
-
-    /// Blocks of the former for so many items, on so many multiprocessors.
-    pub(super) fn blocks(&self, items: u32, multiprocessors: u32) -> u32 {
-        match self.paired {
-            true => 2 * items.min((multiprocessors / 2).max(1)),
-            false => items.min(multiprocessors.max(1)),
-        }
     }
 
     /// Tiles of queries beyond which sums are folded (`kFoldTiles`).
@@ -233,7 +218,6 @@ macro_rules! fast {
         FastKernel {
             image: concat!("attention_backward_sm90_fast_d", $tile_dim),
             kernel: fast!(@ $dim, "fast", 128, 384, fast!(bytes $dim, $tile_dim, $columns, $first_stages, $second_stages)),
-            paired: false,
             in_turn: Some([
                 fast!(@ $dim, "turns", 128, 384, fast!(bytes $dim, $tile_dim, $columns, $first_stages, $second_stages)),
                 fast!(@ $dim, "items", 128, 128, 0),
@@ -267,8 +251,7 @@ macro_rules! fast {
 /// logits, and weights in f32.
 const ROLES: FastKernel = FastKernel {
     image: "attention_backward_sm90_fast_d128",
-    kernel: fast!(@ 256, "fast", 128, 384, 2 * 2 * 256 * 64 + 4 * 2 * 256 * 64 + 2 * 2 * 64 * 64 + 4 * 64 * 64),
-    paired: true,
+    kernel: fast!(@ 256, "fast", 64, 384, 2 * 2 * 256 * 64 + 4 * 2 * 256 * 64 + 2 * 2 * 64 * 64 + 4 * 64 * 64),
     in_turn: None,
     slab: fast!(@ 256, "slab_queries", 64, 128, fast!(staged 256)),
     key_slab: fast!(@ 256, "slab_keys", 64, 128, fast!(staged 256)),
@@ -389,15 +372,6 @@ mod tests {
                 assert!(kernel.rows.is_multiple_of(key_slab.rows));
             }
         }
-    }
-
-    #[test]
-    fn blocks_of_a_pair_come_together() {
-        let [alone, paired] = [128, 256].map(|head_dim| fast(head_dim, false).expect("a kernel"));
-        assert_eq!([1, 100, 1000].map(|items| alone.blocks(items, 132)), [1, 100, 132]);
-        assert_eq!([1, 60, 1000].map(|items| paired.blocks(items, 132)), [2, 120, 132]);
-        assert_eq!([0, 1].map(|items| paired.blocks(items, 1)), [0, 2]);
-        assert_eq!([alone, paired].map(FastKernel::block_rows), [128, 64]);
     }
 
     #[test]

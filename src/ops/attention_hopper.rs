@@ -4,7 +4,7 @@ use crate::Error;
 use crate::device::params::{
     longrope_attention_params, longrope_attention_sm90_params, longrope_cache, longrope_new_tokens,
 };
-use crate::device::{Context, DeviceTensor, Grid, Stream, fill_words, tensor_map};
+use crate::device::{Context, DeviceTensor, Grid, Stream, tensor_map};
 use crate::ops::attention_arguments::blocks_of;
 use crate::ops::attention_kernels::{self as kernels, HopperKernel, Kernel};
 use crate::ops::cache_rotary::CacheRotary;
@@ -127,7 +127,7 @@ impl<'a> HopperPlan<'a> {
             merge.place(&mut self.params, at(self.parts_at));
             if self.request.has_gaps {
                 // SAFETY: the parts lie in the workspace.
-                unsafe { merge.mark_bad(stream) }?;
+                unsafe { merge.mark_bad(context, stream) }?;
             }
         }
         let (pages, tokens) = cache.unwrap_or_default();
@@ -155,7 +155,7 @@ impl<'a> HopperPlan<'a> {
         let blocks = self.items.min(most.clamp(1, MAX_BLOCKS as u32));
         if self.items > blocks {
             // SAFETY: the workspace begins with the counter.
-            unsafe { fill_words(workspace.address, 0, 1, stream) }?;
+            unsafe { context.fill_words(workspace.address, 0, 1, stream) }?;
         }
         let grid = Grid { blocks, threads: [threads, 1, 1], shared_bytes };
         // SAFETY: the name is that of a kernel of Hopper, which takes this block; the rest is the caller's promise.

@@ -1,10 +1,15 @@
 //! The synchronous check of what kernels on a cache find on the device.
 
+use std::ops::Range;
+
 use crate::Error;
 use crate::device::{Address, DeviceTensor, Stream, download};
 use crate::ops::attention_arguments::Starts;
 use crate::ops::cache::{Cache, DeviceLengths, NewTokens, PageTable};
 use crate::ops::cache_rotary::{CacheChoices, CacheRotary};
+
+/// Numbers that are copied at a time: a number of sequences may be anything, and memory of the host is to suffice.
+const CHUNK: usize = 1 << 16;
 
 /// The numbers of an operation.
 pub(super) struct Numbers<'a> {
@@ -25,17 +30,34 @@ impl Numbers<'_> {
         first: impl Fn(i64, i64) -> i64,
         stream: Stream,
     ) -> Result<(), Error> {
-        let sequences = self.cache.sequences();
+        for sequences in chunks(0..self.cache.sequences()) {
+            // SAFETY: the caller's promise.
+            unsafe { self.check_sequences(sequences, new, &first, stream) }?;
+        }
+        Ok(())
+    }
+
+    /// Checks what belongs to some sequences.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn check_sequences(
+        &self,
+        sequences: Range<usize>,
+        new: Option<(&NewTokens, &DeviceTensor)>,
+        first: impl Fn(i64, i64) -> i64,
+        stream: Stream,
+    ) -> Result<(), Error> {
         let (address, wide) = match self.cache.lengths {
             DeviceLengths::I32(address) => (address, false),
             DeviceLengths::I64(address) => (address, true),
         };
         // SAFETY: the caller's promise.
-        let lengths = unsafe { numbers(address, wide, sequences, stream) }?;
+        let lengths = unsafe { numbers(address, wide, sequences.clone(), stream) }?;
         // SAFETY: as above.
-        let fresh = unsafe { fresh(new, sequences, stream) }?;
+        let fresh = unsafe { fresh(new, sequences.clone(), stream) }?;
         let capacity = self.cache.capacity() as i64;
-        for (i, (&length, &fresh)) in lengths.iter().zip(&fresh).enumerate() {
+        for ((i, &length), &fresh) in sequences.clone().zip(&lengths).zip(&fresh) {
             if length != 0 && !(fresh..=capacity).contains(&length) || length < 0 {
                 let least =
                     if fresh > 0 { format!("0, or {fresh} (its new tokens)") } else { "0".to_owned() };
@@ -44,12 +66,16 @@ impl Numbers<'_> {
             }
         }
         // Of what takes no part, nothing is looked at.
-        let takes_part = |i: usize| lengths[i] > 0 && (new.is_none() || fresh[i] > 0);
+        let taking_part = || {
+            let all = sequences.clone().zip(lengths.iter().copied().zip(fresh.iter().copied()));
+            all.filter(|(_, (length, fresh))| *length > 0 && (new.is_none() || *fresh > 0))
+        };
         for (name, rotary) in &self.rotary {
             let CacheChoices::ByIndex(address) = rotary.choices else { continue };
             // SAFETY: as above.
-            let choices = unsafe { numbers(address, false, sequences, stream) }?;
-            for (i, &choice) in choices.iter().enumerate().filter(|(i, _)| takes_part(*i)) {
+            let choices = unsafe { numbers(address, false, sequences.clone(), stream) }?;
+            for (i, _) in taking_part() {
+                let choice = choices[i - sequences.start];
                 if !(0..2).contains(&choice) {
                     let name = format!("{name}.choices[{i}]");
                     return Err(Error::argument(name, choice, "0 (short) or 1 (long)"));
@@ -57,10 +83,10 @@ impl Numbers<'_> {
             }
         }
         let Some(table) = self.cache.pages else { return Ok(()) };
-        for i in (0..sequences).filter(|i| takes_part(*i)) {
-            let first = first(lengths[i], fresh[i]).max(0);
+        for (i, (length, fresh)) in taking_part() {
+            let first = first(length, fresh).max(0);
             // SAFETY: as above.
-            unsafe { self.check_pages(&table, i, first, lengths[i], stream) }?;
+            unsafe { self.check_pages(&table, i, first, length, stream) }?;
         }
         Ok(())
     }
@@ -82,44 +108,53 @@ impl Numbers<'_> {
         if first >= end {
             return Ok(());
         }
-        let at = table.address.wrapping_add_signed((sequence as i64 * table.stride + first) * 4);
-        // SAFETY: the caller's promise.
-        let ids = unsafe { numbers(at, false, (end - first) as usize, stream) }?;
-        for (page, id) in (first..).zip(ids) {
-            if !(0..pages).contains(&id) {
-                let name = format!("cache.pages[{sequence}][{page}]");
-                return Err(Error::argument(name, id, format!("0 to {}, a page of the cache", pages - 1)));
+        let row = table.address.wrapping_add_signed(sequence as i64 * table.stride * 4);
+        for places in chunks(first as usize..end as usize) {
+            // SAFETY: the caller's promise.
+            let ids = unsafe { numbers(row, false, places.clone(), stream) }?;
+            for (page, id) in places.zip(ids) {
+                if !(0..pages).contains(&id) {
+                    let name = format!("cache.pages[{sequence}][{page}]");
+                    return Err(Error::argument(
+                        name,
+                        id,
+                        format!("0 to {}, a page of the cache", pages - 1),
+                    ));
+                }
             }
         }
         Ok(())
     }
 }
 
-/// How many new tokens each sequence has, of starts that are good.
+/// The parts of a range that are looked at one after another.
+fn chunks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(CHUNK).map(move |first| first..range.end.min(first + CHUNK))
+}
+
+/// How many new tokens each of some sequences has, of starts that are good.
 ///
 /// # Safety
 /// As [`Numbers::validate`].
 unsafe fn fresh(
     new: Option<(&NewTokens, &DeviceTensor)>,
-    sequences: usize,
+    sequences: Range<usize>,
     stream: Stream,
 ) -> Result<Vec<i64>, Error> {
-    let Some((tokens, tensor)) = new else { return zeros(sequences) };
+    let Some((tokens, tensor)) = new else { return Ok(vec![0; sequences.len()]) };
     let total = tensor.layout.length() as i64;
-    let NewTokens::Packed(packed) = tokens else {
-        let mut all = zeros(sequences)?;
-        all.fill(total);
-        return Ok(all);
-    };
+    let NewTokens::Packed(packed) = tokens else { return Ok(vec![total; sequences.len()]) };
+    let places = sequences.start..sequences.end + 1;
     // SAFETY: the caller's promise.
-    let starts = unsafe { numbers(packed.starts, packed.kind == Starts::I64, sequences + 1, stream) }?;
+    let starts = unsafe { numbers(packed.starts, packed.kind == Starts::I64, places.clone(), stream) }?;
     let mut before = 0;
-    for (i, &start) in starts.iter().enumerate() {
+    for (i, &start) in places.zip(&starts) {
         if !(before..=total).contains(&start) {
             let expected = format!("{before} to {total}: starts rise, and end within the tensors");
             return Err(Error::argument(format!("tokens.starts[{i}]"), start, expected));
         }
-        if i > 0 && start - before > packed.most as i64 {
+        // The first start has nothing before it, or was looked at with the sequences before.
+        if i > sequences.start && start - before > packed.most as i64 {
             let expected =
                 format!("at most {}: {before} and the most new tokens", before + packed.most as i64);
             return Err(Error::argument(format!("tokens.starts[{i}]"), start, expected));
@@ -129,32 +164,25 @@ unsafe fn fresh(
     Ok(starts.windows(2).map(|pair| pair[1] - pair[0]).collect())
 }
 
-/// Whole numbers in device memory, `i64` or `i32`.
+/// Whole numbers in device memory, `i64` or `i32`, of some places of an array.
 ///
 /// # Safety
 /// As [`Numbers::validate`].
-unsafe fn numbers(address: Address, wide: bool, count: usize, stream: Stream) -> Result<Vec<i64>, Error> {
+unsafe fn numbers(
+    array: Address,
+    wide: bool,
+    places: Range<usize>,
+    stream: Stream,
+) -> Result<Vec<i64>, Error> {
+    let at = |size: usize| array.wrapping_add((places.start * size) as u64);
     if wide {
-        let mut found = zeros::<i64>(count)?;
+        let mut found = vec![0i64; places.len()];
         // SAFETY: the caller's promise.
-        unsafe { download(&mut found, address, stream) }?;
+        unsafe { download(&mut found, at(8), stream) }?;
         return Ok(found);
     }
-    let mut narrow = zeros::<i32>(count)?;
+    let mut found = vec![0i32; places.len()];
     // SAFETY: as above.
-    unsafe { download(&mut narrow, address, stream) }?;
-    let mut found = zeros::<i64>(count)?;
-    found.iter_mut().zip(narrow).for_each(|(wide, narrow)| *wide = i64::from(narrow));
-    Ok(found)
-}
-
-/// So many zeros, or an error where there is no memory for them: a number of sequences may be anything.
-fn zeros<T: Clone + Default>(count: usize) -> Result<Vec<T>, Error> {
-    let mut zeros = Vec::new();
-    if zeros.try_reserve_exact(count).is_err() {
-        let expected = "as many as there is memory of the host for, to check them";
-        return Err(Error::unsupported("cache", format!("{count} numbers"), expected));
-    }
-    zeros.resize(count, T::default());
-    Ok(zeros)
+    unsafe { download(&mut found, at(4), stream) }?;
+    Ok(found.into_iter().map(i64::from).collect())
 }

@@ -4,7 +4,7 @@ use crate::device::params::{
     longrope_attention_params, longrope_cache, longrope_merge_params, longrope_new_tokens,
     longrope_split_merge_params,
 };
-use crate::device::{Context, DeviceError, Dtype, Family, Grid, Stream, fill_words};
+use crate::device::{Context, DeviceError, Dtype, Family, Grid, Stream};
 
 /// Threads of a merging block, a warp a row (`kMergeThreads`).
 const MERGE_THREADS: u32 = 256;
@@ -93,11 +93,11 @@ impl SplitMerge {
     ///
     /// # Safety
     /// The parts are placed in memory of the stream's context.
-    pub(super) unsafe fn mark_bad(&self, stream: Stream) -> Result<(), DeviceError> {
+    pub(super) unsafe fn mark_bad(&self, context: &Context, stream: Stream) -> Result<(), DeviceError> {
         let merge = &self.params.merge;
         let rows = (merge.batch * merge.length) as usize * merge.heads as usize;
         // SAFETY: the first part has so many log-sum-exps.
-        unsafe { fill_words(merge.parts_lse as u64, BAD_PART, rows, stream) }
+        unsafe { context.fill_words(merge.parts_lse as u64, BAD_PART, rows, stream) }
     }
 
     /// Launches the merge, after the attention.

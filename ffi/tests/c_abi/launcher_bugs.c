@@ -143,6 +143,30 @@ static void stream(void) {
     }
 }
 
+/* The default streams of a thread that has no CUDA context: of the primary one, if somebody uses it, as by CUDA's runtime. */
+static void no_context(void) {
+    recorded *const mine = driver.mine();
+    longrope_rotary_desc desc = LONGROPE_ROTARY_DESC_INIT;
+    longrope_tensor_io io;
+    void *current = at(1);
+    int number, i;
+    memset(&io, 0, sizeof io);
+    io.input = attention_tensors(5, 9).q;
+    desc.sets = sets;
+    driver.set_current(NULL);
+    CHECK(longrope_rotary_run(context, &desc, &io, 1, NULL) == LONGROPE_STATUS_DRIVER);
+    CHECK(strstr(longrope_last_error_message(), "CUDA_ERROR_INVALID_CONTEXT") != NULL);
+    mine->primary_is_active = 1;
+    for (number = 0; number < RUNS; ++number) {
+        CHECK(run(number, 0x10000000, NULL) == mine->launches);
+        for (i = 0; i < mine->launches; ++i) {
+            CHECK(mine->launch[i].stream == NULL && mine->launch[i].context == driver.context(0));
+        }
+        CHECK(driver.get_current(&current) == 0 && current == NULL);
+    }
+    CHECK(mine->primary_uses == 0);
+}
+
 /* Attention of so many queries over so many keys, in 2 sequences of 6 heads: what the driver was told of the counter. */
 static void counted(int64_t queries, int64_t keys, uintptr_t workspace, int number) {
     const longrope_attention_tensors tensors = attention_tensors(queries, keys);
@@ -407,7 +431,7 @@ static void packed_groups(void) {
 
 int main(int argc, char **argv) {
     static const struct { const char *name; void (*test)(void); int needs_kernels; } tests[] = {
-        {"stream", stream, 1}, {"tile_counter", tile_counter, 1}, {"lse_size", lse_size, 0}, {"window", window, 0},
+        {"stream", stream, 1}, {"no_context", no_context, 1}, {"tile_counter", tile_counter, 1}, {"lse_size", lse_size, 0}, {"window", window, 0},
         {"packed_groups", packed_groups, 0},
     };
     longrope_frequencies frequencies = LONGROPE_FREQUENCIES_INIT;
@@ -421,7 +445,7 @@ int main(int argc, char **argv) {
     driver = open_recording();
     driver.set_current(driver.context(0));
     if (longrope_has_device_code()) CHECK(longrope_context_create(0, &context) == 0);
-    for (i = 0; i < 5; ++i) {
+    for (i = 0; i < 6; ++i) {
         if (argc != 2 || strcmp(argv[1], tests[i].name) != 0) continue;
         if (context || !tests[i].needs_kernels) tests[i].test();
         printf("%s: %s\n", tests[i].name, context ? "done" : "without kernels");

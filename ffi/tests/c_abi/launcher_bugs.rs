@@ -24,6 +24,12 @@ fn every_launch_goes_to_the_stream_of_the_caller() {
     holds("stream");
 }
 
+/// A default stream is one of the current CUDA context, and a thread may have none.
+#[test]
+fn a_thread_without_a_context_launches_in_the_primary_one() {
+    holds("no_context");
+}
+
 /// A counter of tiles that the caller had to allocate and to clear, and which was null.
 #[test]
 fn no_launch_needs_a_counter_or_shares_one() {

@@ -98,12 +98,20 @@ int cuCtxPopCurrent_v2(void **context) {
 
 int cuDevicePrimaryCtxRetain(void **context, int device) {
     ++mine.context_changes;
+    ++mine.primary_uses;
     *context = &contexts[0];
+    return device == 0 ? 0 : INVALID_DEVICE;
+}
+
+int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *is_active) {
+    *flags = 0;
+    *is_active = mine.primary_is_active;
     return device == 0 ? 0 : INVALID_DEVICE;
 }
 
 int cuDevicePrimaryCtxRelease_v2(int device) {
     ++mine.context_changes;
+    --mine.primary_uses;
     return device == 0 ? 0 : INVALID_DEVICE;
 }
 

@@ -25,6 +25,8 @@ typedef struct recorded {
     void *cleared_on;         /* its stream */
     long launches_before_clear; /* `launches` as it was then */
     long violations;          /* calls that a capture forbids */
+    int primary_is_active;    /* set by the program: somebody uses the primary CUDA context, which is number 0 */
+    long primary_uses;        /* how often it was retained, less how often released */
     int is_idle;              /* set by the program: launches are neither checked nor kept */
     recorded_launch launch[KEPT_LAUNCHES]; /* launch number i, from 0, is at i % KEPT_LAUNCHES */
 } recorded;

@@ -75,6 +75,10 @@ int main(void) {
     /* Made while the second one is current: it belongs to neither. */
     check(longrope_context_create(0, &context));
     EXPECT(get_current(&current) == 0 && current == contexts[1]);
+    /* Each was put on a stack, of which NULL takes the uppermost. */
+    do {
+        EXPECT(g.context_set(NULL) == 0 && get_current(&current) == 0);
+    } while (current);
 
     for (round = 0; round < 4; ++round) {
         for (i = 0; i < CONTEXTS; ++i) {
