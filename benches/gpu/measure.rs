@@ -14,8 +14,8 @@ use cudarc::driver::sys::CUevent_flags_enum;
 use super::Gpu;
 
 /// What criterion spends on a case: before the samples, and on them.
-const WARM_UP: Duration = Duration::from_millis(300);
-const MEASUREMENT: Duration = Duration::from_millis(1200);
+const WARM_UP: Duration = Duration::from_millis(200);
+const MEASUREMENT: Duration = Duration::from_millis(700);
 /// Samples of a case; where a round alone takes a good part of a second, the fewest that criterion takes.
 const SAMPLES: usize = 25;
 const SAMPLES_OF_LONG: usize = 10;

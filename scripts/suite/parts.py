@@ -15,6 +15,8 @@ BUNDLE = ROOT / "gpu-bundle"
 TOOLS = ["memcheck", "racecheck", "initcheck", "synccheck"]
 # What a run of one part may take, in seconds.
 LIMIT = 90.0
+# Whether there may be something to compile still.
+PREPARES = True
 # What may be taken before it, for what drivers and peers compile at the first use, and keep.
 PREPARE_LIMIT = 300.0
 
@@ -56,7 +58,7 @@ class Deadline:
 def prepare(deadline: Deadline, *commands: list[str], **variables: str) -> tuple[list[str], float]:
     """Runs what leaves nothing to compile, then starts a part's own time. Problems, and the seconds it took."""
     preparing, problems = Deadline(PREPARE_LIMIT), []
-    for command in commands:
+    for command in commands if PREPARES else ():
         status, _ = preparing.run(command, **variables)
         problems += [f"preparing: {problem}" for problem in preparing.problem(status)]
     deadline.start = time.monotonic()

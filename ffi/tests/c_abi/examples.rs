@@ -3,20 +3,9 @@
 use std::process::Command;
 
 use crate::api::api;
-use crate::expected::{
-    BF16_ATTENTION, BF16_DECODING, attended, check, check_config, check_difference, decoded, rotated,
-};
+use crate::expected::{BF16_ATTENTION, BF16_DECODING, attended, check, check_config, decoded, rotated};
 use crate::library::{Language, Link, Program, built, package, stdout};
-
-/// On a GPU the result is that of the CPU; without one there is a reason.
-#[track_caller]
-fn check_gpu(gpu: &str, bound: f64) {
-    let reasons =
-        ["no NVIDIA driver", "this build has no device code", "the NVIDIA driver supports", "device 0"];
-    if !reasons.iter().any(|reason| gpu.starts_with(reason)) {
-        check_difference(gpu, bound);
-    }
-}
+use crate::reason::check_gpu;
 
 /// Compiles and runs an example of rotation.
 #[track_caller]

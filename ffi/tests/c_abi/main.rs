@@ -32,4 +32,5 @@ mod merge_errors;
 mod oracle;
 #[path = "../../../tests/cpu/random.rs"]
 mod random;
+mod reason;
 mod recording;

@@ -12,6 +12,8 @@ use tempfile::TempDir;
 
 #[path = "../c_abi/expected.rs"]
 mod expected;
+#[path = "../c_abi/reason.rs"]
+mod reason;
 mod script;
 
 /// A folder with the library, which was installed elsewhere and then moved. `lib/` is named as Debian names it.
@@ -94,19 +96,19 @@ fn example(folder: &str, programs: &[&str], check: impl Fn(&str)) {
 
 fn rotary_example() {
     example("rotary", &["rotary", "rotary_cpp"], |text| {
-        expected::check_gpu(&expected::check(text, expected::rotated()), 1e-6);
+        reason::check_gpu(&expected::check(text, expected::rotated()), 1e-6);
     });
 }
 
 fn attention_example() {
     example("attention", &["attention"], |text| {
-        expected::check_gpu(&expected::check(text, expected::attended()), expected::BF16_ATTENTION);
+        reason::check_gpu(&expected::check(text, expected::attended()), expected::BF16_ATTENTION);
     });
 }
 
 fn decode_example() {
     example("decode", &["decode"], |text| {
-        expected::check_gpu(&expected::check(text, expected::decoded()), expected::BF16_DECODING);
+        reason::check_gpu(&expected::check(text, expected::decoded()), expected::BF16_DECODING);
     });
 }
 
