@@ -90,7 +90,7 @@ static void child(void) {
         stop();
     }
     if (longrope_has_device_code()) {
-        expect(launch(), LONGROPE_STATUS_DRIVER, "cuLaunchKernel: CUDA_ERROR_NOT_INITIALIZED (3)");
+        expect(launch(), LONGROPE_STATUS_DRIVER, "cuCtxGetCurrent: CUDA_ERROR_NOT_INITIALIZED (3)");
         expect(longrope_context_create(0, &made), LONGROPE_STATUS_DRIVER, "cuInit: CUDA_ERROR_NOT_INITIALIZED (3)");
         longrope_context_destroy(context);
     }
