@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from .families import FAMILIES, ROOT, Family, called, fail
-from .results import judge_rows, parse_rows, write_rows
+from .results import judge_rows, parse_rows, rows_of_absent, write_rows
 
 BUNDLE = ROOT / "gpu-bundle"
 TOOLS = ["memcheck", "racecheck", "initcheck", "synccheck"]
@@ -156,13 +156,13 @@ def run_sanitizer(name: str, family: Family, deadline: Deadline, out: Path) -> d
     }
 
 
-def collect(name: str, kind: str, output: str, problems: list[str], out: Path) -> dict:
-    """Judges and records the rows that a program printed."""
+def collect(name: str, kind: str, output: str, problems: list[str], out: Path, absent: list[str] | None = None) -> dict:
+    """Judges and records the rows that a program printed. `absent`: what it did not measure, for want of the peer."""
     rows = parse_rows(name, output)
     found, missed = judge_rows(name, kind, rows)
     # Rows that are not sound must not replace those that are.
     if rows and not found:
-        write_rows(out, name, kind, rows)
+        write_rows(out, name, kind, rows + rows_of_absent(name, kind, rows, absent or []))
     for line in missed:
         print(f"missed: {line}")
     return {"counts": {"rows": len(rows), "missed": len(missed)}, "missed": missed, "problems": problems + found}
@@ -191,7 +191,7 @@ def run_peers(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
         problems.append("no oracle was asked")
     # A peer that is not installed is no fault of ours, but is not to go unsaid.
     absent = re.findall(r"^not measured: (.*)", output, re.MULTILINE)
-    result = collect(name, "peers", output, problems, out)
+    result = collect(name, "peers", output, problems, out, absent)
     return {"oracles": oracles, "not_measured": absent, "prepare_seconds": seconds, **result}
 
 

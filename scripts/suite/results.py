@@ -101,6 +101,27 @@ def write_rows(out: Path, name: str, kind: str, rows: list[dict[str, str]]) -> N
         writer.writerows(sorted(kept + rows, key=lambda row: order.index((row["family"], kind_of(row)))))
 
 
+def rows_of_absent(name: str, kind: str, rows: list[dict[str, str]], absent: list[str]) -> list[dict[str, str]]:
+    """The last rows of peers that are not installed this time, with a note of when they were measured.
+
+    `absent` has what a program says that it did not measure: the peer, and the shape.
+    """
+    if not absent or not (RESULTS / TABLE).is_file():
+        return []
+    stamp = read_stamps(RESULTS / STAMPS).get(name, {}).get(kind, {})
+    present = {(row["op"], row["shape"], row["unit"], row["peer"]) for row in rows}
+    kept = []
+    with (RESULTS / TABLE).open(newline="") as file:
+        for row in csv.DictReader(file):
+            key = (row["op"], row["shape"], row["unit"], row["peer"])
+            if (row["family"], kind_of(row)) != (name, kind) or key in present:
+                continue
+            if any(text.startswith(f"{row['peer']}, ") and row["shape"] in text for text in absent):
+                when = f"of {stamp.get('date', '?')[:10]}, commit {stamp.get('commit', '?')}; not installed since"
+                kept.append({**row, "note": row["note"] if "not installed since" in row["note"] else when})
+    return kept
+
+
 def read_stamps(path: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 

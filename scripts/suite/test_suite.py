@@ -272,6 +272,22 @@ class Peers(Suite):
         self.assertEqual([row["peer"] for row in self.table()], ["device copy", "goal", "Liger, table"])
         self.assertEqual([row["goal"] for row in self.table()], ["0.9", "2.0", ""])
 
+    def test_a_peer_that_is_not_installed_keeps_its_last_rows_with_a_note(self):
+        header, old = ",".join(results.COLUMNS), 'rotary,fast,s1,GB/s,2100.0,"FlashInfer, table",1900,1.1053,,'
+        self.write("h100.csv", f"{header}\n{old}\n{old.replace('s1', 's2')}\n{old.replace('FlashInfer', 'gone')}\n")
+        self.write("stamps.json", '{"rotary": {"peers": {"date": "2026-11-27T09:00:00Z", "commit": "abc"}}}')
+        absent = "echo 'oracle: a: within 0.1'; echo 'not measured: FlashInfer, table, s1 (no module)'\n"
+        self.python(absent + self.rows(self.LIGER.format(2000)))
+        self.assertEqual(self.run_part("peers")["problems"], [])
+        notes = {(row["peer"], row["shape"]): row["note"] for row in self.table()}
+        note = "of 2026-11-27, commit abc; not installed since"
+        self.assertEqual(notes, {("Liger, table", "s1"): "", ("FlashInfer, table", "s1"): note})
+        # Its note stays, whatever ran since.
+        shutil.copy(self.out / "h100.csv", self.folder)
+        self.write("stamps.json", '{"rotary": {"peers": {"date": "2026-11-28T09:00:00Z", "commit": "def"}}}')
+        self.run_part("peers")
+        self.assertEqual({row["note"] for row in self.table()}, {"", note})
+
     def test_a_peer_that_is_not_what_it_was_gets_a_note(self):
         for value, note in (
             (1941, ""),
