@@ -102,7 +102,7 @@ pub fn history_csv(run: &Run, length: usize, attention_factor: f64) -> String {
     for (number, (evaluation, cost)) in history.iter().zip(&run.costs).enumerate() {
         let Evaluation { candidate, value, iteration } = evaluation;
         best = best.min(*value);
-        tokens += cost.windows * length;
+        tokens += cost.tokens(length);
         seconds += cost.seconds;
         write!(
             csv,
@@ -120,7 +120,7 @@ pub fn history_csv(run: &Run, length: usize, attention_factor: f64) -> String {
 }
 
 /// The columns of a history before those of the factors. `value` is what was minimised, an estimate where a candidate was
-/// dropped after its first window; `model_tokens` and `seconds` are sums up to the row.
+/// left early; `windows` are whole ones; `model_tokens` and `seconds` are sums up to the row.
 const HISTORY_COLUMNS: [&str; 9] = [
     "evaluation",
     "iteration",

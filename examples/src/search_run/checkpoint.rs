@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow, ensure};
 use longrope::search::Checkpoint;
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, EarlyDrop, Run};
+use super::{Cost, Run, ShortCuts};
 use crate::files;
 
 /// How often the checkpoint is written. An evaluation lost to a power cut is made again.
@@ -18,7 +18,8 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(2);
 struct Saved {
     /// See [`Task::fingerprint`](super::Task::fingerprint).
     fingerprint: String,
-    early_drop: EarlyDrop,
+    #[serde(flatten)]
+    short_cuts: ShortCuts,
     search: Checkpoint,
     /// One for each evaluation of the search.
     costs: Vec<Cost>,
@@ -43,7 +44,7 @@ impl CheckpointFile {
     }
 
     /// The checkpoint of an earlier run, which must be of the same search, and the costs of its evaluations.
-    pub fn load(&self, early_drop: EarlyDrop) -> Result<(Checkpoint, Vec<Cost>)> {
+    pub fn load(&self, short_cuts: ShortCuts) -> Result<(Checkpoint, Vec<Cost>)> {
         let text = files::read_text(&self.path)?;
         let saved: Saved = serde_json::from_str(&text)
             .map_err(|error| anyhow!("{}: not a valid checkpoint: {error}", self.path.display()))?;
@@ -54,11 +55,10 @@ impl CheckpointFile {
             self.path.display()
         );
         ensure!(
-            saved.early_drop == early_drop,
-            "{}: made with --early-drop {}, which is not {early_drop}; run with the same, or without --resume to start \
-             anew",
+            saved.short_cuts == short_cuts,
+            "{}: made with {}, which is not {short_cuts}; run with the same, or without --resume to start anew",
             self.path.display(),
-            saved.early_drop
+            saved.short_cuts
         );
         let evaluations = saved.search.evaluations();
         ensure!(
@@ -71,18 +71,18 @@ impl CheckpointFile {
     }
 
     /// Writes the checkpoint, if the last one is some seconds old.
-    pub(super) fn save_sometimes(&mut self, run: &Run, early_drop: EarlyDrop) -> Result<()> {
+    pub(super) fn save_sometimes(&mut self, run: &Run, short_cuts: ShortCuts) -> Result<()> {
         match self.written {
             Some(written) if written.elapsed() < CHECKPOINT_INTERVAL => Ok(()),
-            _ => self.save(run, early_drop),
+            _ => self.save(run, short_cuts),
         }
     }
 
     /// Writes the checkpoint.
-    pub fn save(&mut self, run: &Run, early_drop: EarlyDrop) -> Result<()> {
+    pub fn save(&mut self, run: &Run, short_cuts: ShortCuts) -> Result<()> {
         let saved = Saved {
             fingerprint: self.fingerprint.clone(),
-            early_drop,
+            short_cuts,
             search: run.search.checkpoint(),
             costs: run.costs.clone(),
         };

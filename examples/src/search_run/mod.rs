@@ -2,12 +2,12 @@
 
 mod checkpoint;
 mod fingerprint;
+mod short_cuts;
 
 pub use checkpoint::CheckpointFile;
 pub(crate) use fingerprint::add_place;
+pub use short_cuts::{EarlyDrop, Screened, ShortCuts};
 
-use std::fmt::{self, Display, Formatter};
-use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -32,8 +32,8 @@ pub struct Task<'a> {
     pub attention_factor: f64,
     /// What a candidate is measured on.
     pub samples: Samples<'a>,
-    /// When a candidate is left after its first window.
-    pub early_drop: EarlyDrop,
+    /// When a candidate is left early.
+    pub short_cuts: ShortCuts,
     /// Where the search ends, if the optimiser goes no less far.
     pub evaluations: usize,
 }
@@ -63,49 +63,32 @@ impl Samples<'_> {
 
 impl Task<'_> {
     /// The value of a candidate, and what it cost.
-    fn evaluate(&self, candidate: &Candidate, best: Option<(f64, &Cost)>) -> Result<(f64, Cost)> {
+    fn evaluate(
+        &self,
+        candidate: &Candidate,
+        best: Option<(f64, &Cost)>,
+        is_seed: bool,
+    ) -> Result<(f64, Cost)> {
         let started = Instant::now();
         let sets = self.target.sets(candidate, self.attention_factor)?;
-        let (value, windows, first_loss) = match &self.samples {
-            Samples::Text { windows, last } => self.perplexity(windows, best, |window| {
-                mean_last_loss(self.model, window, *last, &sets, SetChoice::Long)
-            })?,
+        let (value, mut cost) = match &self.samples {
+            Samples::Text { windows, last } => {
+                let measured = self.short_cuts.perplexity(windows, best, is_seed, |window| {
+                    let last = last.map(|last| last.min(window.len()));
+                    mean_last_loss(self.model, window, last, &sets, SetChoice::Long)
+                });
+                measured?
+            }
             Samples::Passkeys(prompts) => {
                 let recalls = prompts
                     .iter()
                     .map(|prompt| passkey::recall(self.model, prompt, &sets, SetChoice::Long))
                     .collect::<Result<Vec<_>>>()?;
-                (passkey::objective(&recalls), recalls.len(), None)
+                (passkey::objective(&recalls), Cost { windows: recalls.len(), ..Cost::default() })
             }
         };
-        Ok((value, Cost { windows, first_loss, seconds: started.elapsed().as_secs_f64() }))
-    }
-
-    /// The perplexity, the windows that it took, and the loss on the first. A candidate that is dropped gets the perplexity
-    /// that it would have if it were worse than the best by as much on every window as on the first: windows differ much,
-    /// but by nearly the same amount for all candidates. That is always above the best's.
-    fn perplexity(
-        &self,
-        windows: &[&[u32]],
-        best: Option<(f64, &Cost)>,
-        loss: impl Fn(&[u32]) -> Result<f64>,
-    ) -> Result<(f64, usize, Option<f64>)> {
-        let mut losses = Vec::new();
-        let mut dropped = None;
-        for window in windows {
-            losses.push(loss(window)?);
-            if losses.len() == 1 && windows.len() > 1 {
-                dropped = best.and_then(|(value, cost)| {
-                    let excess = losses[0] - cost.first_loss?;
-                    (excess > self.early_drop.0?).then(|| value * excess.exp())
-                });
-                if dropped.is_some() {
-                    break;
-                }
-            }
-        }
-        let value = dropped.unwrap_or_else(|| (losses.iter().sum::<f64>() / losses.len() as f64).exp());
-        Ok((value, losses.len(), losses.first().copied().filter(|loss| loss.is_finite())))
+        cost.seconds = started.elapsed().as_secs_f64();
+        Ok((value, cost))
     }
 
     /// How many evaluations a search makes at the most.
@@ -114,42 +97,26 @@ impl Task<'_> {
     }
 }
 
-/// The excess of a candidate's loss on the first window over the best candidate's there, in nats a token, above which the
-/// other windows are not measured; `None` for never.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct EarlyDrop(pub Option<f64>);
-
-impl FromStr for EarlyDrop {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse() {
-            _ if text == "off" => Ok(Self(None)),
-            Ok(margin) if (0.0..=100.0).contains(&margin) => Ok(Self(Some(margin))),
-            _ => Err("expected off, or a number of nats a token from 0 to 100".to_owned()),
-        }
-    }
-}
-
-impl Display for EarlyDrop {
-    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(margin) => margin.fmt(formatter),
-            None => formatter.write_str("off"),
-        }
-    }
-}
-
 /// What an evaluation cost.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cost {
-    /// Windows that the model was run on.
+    /// The beginning of the first window, where it was looked at by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub screened: Option<Screened>,
+    /// Windows that the model was run on as a whole.
     pub windows: usize,
     /// The mean loss of the first one, where it is finite.
     pub first_loss: Option<f64>,
     /// How long it took.
     pub seconds: f64,
+}
+
+impl Cost {
+    /// The tokens that the model was run on, in windows of so many.
+    pub fn tokens(&self, length: usize) -> usize {
+        self.windows * length + self.screened.as_ref().map_or(0, |screened| screened.tokens)
+    }
 }
 
 /// A search and the costs of its evaluations, in their order.
@@ -166,9 +133,9 @@ impl Run {
         Self { search, costs: Vec::new() }
     }
 
-    /// The windows that the model was run on, all together.
-    pub fn windows(&self) -> usize {
-        self.costs.iter().map(|cost| cost.windows).sum()
+    /// The tokens that the model was run on, all together, in windows of so many.
+    pub fn tokens(&self, length: usize) -> usize {
+        self.costs.iter().map(|cost| cost.tokens(length)).sum()
     }
 
     /// The value and the cost of the best candidate.
@@ -190,7 +157,7 @@ pub fn run(
     progress.start(run.search.evaluations(), task.planned(&run.search));
     let ended = evaluate_all(run, task, checkpoint, progress);
     progress.finish();
-    checkpoint.save(run, task.early_drop)?;
+    checkpoint.save(run, task.short_cuts)?;
     if ended.is_err() {
         let (done, path) = (run.search.evaluations(), checkpoint.path().display());
         eprintln!("stopped after {done} evaluations; --resume continues from {path}");
@@ -206,12 +173,13 @@ fn evaluate_all(
 ) -> Result<()> {
     while let Some(candidate) = run.search.ask().filter(|_| run.search.evaluations() < task.evaluations) {
         interrupt::check()?;
-        let (value, cost) = task.evaluate(candidate, run.best())?;
+        let is_seed = run.search.iteration() == 0;
+        let (value, cost) = task.evaluate(candidate, run.best(), is_seed)?;
         run.search.tell(value)?;
         run.costs.push(cost);
         let best = run.search.best().map_or(f64::NAN, |best| best.value);
         progress.update(run.search.evaluations(), task.planned(&run.search), best);
-        checkpoint.save_sometimes(run, task.early_drop)?;
+        checkpoint.save_sometimes(run, task.short_cuts)?;
     }
     Ok(())
 }

@@ -98,6 +98,21 @@ fn candidates_are_left_early_only_where_asked_for_and_the_margin_counts() {
 }
 
 #[test]
+fn candidates_are_left_after_the_beginning_of_a_window_where_asked_for() {
+    // With one window there is nothing else to leave.
+    let run = Flags::quick().with("--screen", "64").with("--early-drop", "0").finish();
+    let windows: Vec<usize> = run.history().iter().map(|row| row.windows).collect();
+    assert!(windows[0] == 1 && windows.contains(&0), "{windows:?}");
+    let tokens = windows.iter().sum::<usize>() * 512 + windows.len() * 64;
+    assert_eq!(run.history().last().unwrap().model_tokens, tokens);
+    assert!(run.history().iter().all(|row| row.windows == 1 || row.perplexity > row.best));
+    assert!(run.files["report.txt"].contains("left after the beginning of their first window"));
+    // A margin that nothing exceeds leaves the search as it is without.
+    let all = Flags::quick().with("--screen", "64").with("--early-drop", "100").finish();
+    assert_eq!(all.files["rope_scaling.json"], QUICK.files["rope_scaling.json"]);
+}
+
+#[test]
 fn other_runs_are_drawn_beside_this_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("history.csv");

@@ -73,7 +73,12 @@ fn other_settings_are_named() {
     let paper = Flags::paper().with("--length", "300");
     assert_eq!(refused_with(&paper), expected("optimiser: cma-es", "evolution"));
     let drop = other("--early-drop", "0.5");
-    assert!(drop.starts_with("made with --early-drop 0.02, which is not 0.5; run with the same,"), "{drop}");
+    assert!(
+        drop.starts_with("made with --early-drop 0.02, which is not --early-drop 0.5; run with the same,"),
+        "{drop}"
+    );
+    let screen = other("--screen", "64");
+    assert!(screen.contains(" 0.02, which is not --early-drop 0.02 --screen 64;"), "{screen}");
 
     let finished = paper.clone().finish();
     let other = |name: &str, value: &str| {

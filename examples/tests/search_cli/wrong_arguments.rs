@@ -104,6 +104,13 @@ fn flags_without_an_effect_are_refused() {
     let expected = "not valid with --objective passkey; expected --objective perplexity";
     assert_eq!(passkey().with("--last", "64").refused(), format!("--last: {expected}"));
     assert_eq!(passkey().with("--early-drop", "0.1").refused(), format!("--early-drop: {expected}"));
+    assert_eq!(passkey().with("--screen", "64").refused(), format!("--screen: {expected}"));
+    let off = Flags::quick().with("--screen", "64").with("--early-drop", "off").refused();
+    assert_eq!(off, "--screen: not valid with --early-drop off; expected --early-drop a number");
+    for screen in ["1", "512"] {
+        let expected = format!("--screen: {screen} is not valid; expected 2 to 511, less than the length");
+        assert_eq!(Flags::quick().with("--screen", screen).refused(), expected);
+    }
     assert!(
         passkey()
             .with("--length", "257")

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use longrope::search::Evolution;
 use longrope_drivers::arguments::ModelArguments;
-use longrope_drivers::search_run::EarlyDrop;
+use longrope_drivers::search_run::{EarlyDrop, ShortCuts};
 
 /// Searches LongRoPE interpolation factors for a Llama, and compares them with other methods on unseen text.
 #[derive(Parser)]
@@ -101,6 +101,10 @@ pub struct Arguments {
     /// candidate's; or off [default: 0.02; of prompts, off]
     #[arg(long, value_name = "NATS")]
     pub early_drop: Option<EarlyDrop>,
+    /// Look at so many tokens at the beginning of the first window first, and leave a candidate there by the same margin: costs
+    /// a part of a window, and tells of a shorter length
+    #[arg(long, value_name = "TOKENS")]
+    pub screen: Option<usize>,
     /// Draw another run's history.csv into convergence.svg: NAME=FILE, or FILE
     #[arg(long, value_name = "FILE")]
     pub compare: Vec<String>,
@@ -192,11 +196,12 @@ impl Arguments {
     }
 
     /// When a candidate is left early.
-    pub fn early_drop(&self) -> EarlyDrop {
-        self.early_drop.unwrap_or(match self.objective {
+    pub fn short_cuts(&self) -> ShortCuts {
+        let early_drop = self.early_drop.unwrap_or(match self.objective {
             Objective::Perplexity => EarlyDrop(Some(0.02)),
             Objective::Passkey => EarlyDrop(None),
-        })
+        });
+        ShortCuts { early_drop, screen: self.screen }
     }
 
     /// Whether the attention factor is searched.
@@ -207,7 +212,14 @@ impl Arguments {
     }
 
     /// Counts within their ranges, and flags that go together: one that has no effect is refused rather than ignored.
-    pub fn check(&self) -> Result<()> {
+    pub fn check(&self, length: usize) -> Result<()> {
+        if let Some(screen) = self.screen {
+            let most = length.saturating_sub(1);
+            ensure!(
+                (2..=most).contains(&screen),
+                "--screen: {screen} is not valid; expected 2 to {most}, less than the length"
+            );
+        }
         for (name, value, least) in [
             ("--windows", self.windows(), 1),
             ("--eval-windows", self.eval_windows, 0),
@@ -263,8 +275,11 @@ impl Arguments {
             &[
                 ("--last", self.last.is_some(), text, "perplexity"),
                 ("--early-drop", self.early_drop.is_some_and(|drop| drop.0.is_some()), text, "perplexity"),
+                ("--screen", self.screen.is_some(), text, "perplexity"),
             ],
-        )
+        )?;
+        let drops = self.early_drop.is_none_or(|drop| drop.0.is_some());
+        self.refuse("--early-drop", "off", &[("--screen", self.screen.is_some(), drops, "a number")])
     }
 
     /// Refuses the flags that are given and not valid with `flag` at `value`.

@@ -39,7 +39,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let (model, tokenizer) = origin.load_at(&place)?;
     let target = start::target(arguments, model.config())?;
     let length = target.length();
-    arguments.check()?;
+    arguments.check(length)?;
     let others = arguments.compare.iter().map(|file| Curve::read(file)).collect::<Result<Vec<_>>>()?;
     let needed = memory::required(model.config(), length, Llama::CHUNK, &place);
     memory::check(&format!("a window of {length} tokens"), needed, &place)?;
@@ -69,7 +69,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         target,
         attention_factor,
         samples,
-        early_drop: arguments.early_drop(),
+        short_cuts: arguments.short_cuts(),
         evaluations: arguments.evaluations.unwrap_or(usize::MAX),
     };
     let fingerprint = task.fingerprint(&origin)?;

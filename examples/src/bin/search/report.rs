@@ -10,6 +10,14 @@ use longrope_drivers::target::Purpose;
 
 use super::arguments::{Arguments, Objective};
 
+/// Where candidates were left early.
+pub fn left_early(task: &Task<'_>) -> &'static str {
+    match task.short_cuts.screen {
+        Some(_) => "after the beginning of their first window, or after all of it",
+        None => "after their first window",
+    }
+}
+
 /// The report of a search. `texts`: what it was searched on, and what the table was measured on.
 pub fn text(
     arguments: &Arguments,
@@ -50,16 +58,17 @@ pub fn text(
         Some(factor) => format!("{factor}, searched"),
         None => format!("{:.4}, fixed", task.attention_factor),
     };
+    let early = left_early(task);
     let mut text = format!(
         "Factors for {length} tokens{purpose}.\n\nmodel              {origin}, {}\nsearched on        {samples}\n\
-         optimiser          {}, seed {}\nevaluations        {}, {dropped} of them left after their first window\n\
+         optimiser          {}, seed {}\nevaluations        {}, {dropped} of them left {early}\n\
          cost               {} model tokens, {seconds:.1} s\nbest {value:<14}{:.4}, by evaluation {at}; the best that it began \
          with {first:.4}\nattention factor   {found}\nn_hat              {first_tokens} first tokens\nfactors            ",
         task.model.place(),
         arguments.optimiser.name(),
         arguments.seed,
         history.len(),
-        run.windows() * length,
+        run.tokens(length),
         best.value,
     );
     for (i, factor) in task.target.factors(&best.candidate).iter().enumerate() {

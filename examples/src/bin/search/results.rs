@@ -143,10 +143,11 @@ pub fn write(
     let dropped = run.costs.iter().filter(|cost| cost.windows < whole).count();
     writeln!(
         summary,
-        "{} evaluations in {:.0?}: {} model tokens, {dropped} candidates left after their first window",
+        "{} evaluations in {:.0?}: {} model tokens, {dropped} candidates left {}",
         run.search.evaluations(),
         started.elapsed(),
-        run.windows() * length
+        run.tokens(length),
+        super::report::left_early(task)
     )?;
     printed.and_then(|()| print(&summary))
 }

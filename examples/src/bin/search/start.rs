@@ -51,7 +51,7 @@ pub fn start(
         })?;
         return Ok(Run::new(search));
     }
-    let (saved, costs) = checkpoint.load(arguments.early_drop())?;
+    let (saved, costs) = checkpoint.load(arguments.short_cuts())?;
     let path = || format!("{}", checkpoint.path().display());
     saved.check_arguments(&optimiser, scale, &seeds).with_context(path)?;
     Ok(Run { search: Search::resume(saved).with_context(path)?, costs })
