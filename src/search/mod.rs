@@ -57,13 +57,16 @@ mod coding;
 mod engine;
 mod error;
 mod evolution;
+mod gaussian_process;
 mod nursery;
 mod operators;
 mod optimiser;
 mod released;
+mod restart;
 mod seeds;
 mod settings;
 mod space;
+mod surrogate;
 
 pub use candidate::{Candidate, Evaluation};
 pub use checkpoint::Checkpoint;
