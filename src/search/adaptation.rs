@@ -9,11 +9,13 @@ use super::cma::SeparableCma;
 use super::coding::Coding;
 use super::nursery::Nursery;
 use super::optimiser::CmaEs;
-use super::restart;
 use super::surrogate::Surrogate;
 
 /// So many samples in a row that are known already end a generation: the distribution has shrunk to what it has seen.
 const SAMPLE_TRIES: usize = 1000;
+
+/// Samples of a generation at the most, however often the search began again.
+const MAXIMUM_SAMPLES: usize = 1024;
 
 /// The state between two generations.
 #[derive(Debug, Clone, Default)]
@@ -53,10 +55,11 @@ impl Adaptation {
             self.distribution.get_or_insert_with(|| Distribution::around(best, settings, iteration, nursery));
         distribution.learn(&samples, history);
 
-        let stagnates = settings.restarts.is_some_and(|generations| {
-            iteration - improved.max(distribution.begun) >= generations
-                || restart::has_converged(&distribution.coding, &distribution.cma, nursery.space)
-        });
+        // That the distribution has converged to a point of the grid is not asked: samples that are known are drawn again, which
+        // keeps it as wide as what is new, and where it finds no better candidate there it stagnates.
+        let stagnates = settings
+            .restarts
+            .is_some_and(|generations| iteration - improved.max(distribution.begun) >= generations);
         if stagnates {
             distribution.restart(best, settings, (iteration, left), nursery);
         }
@@ -64,10 +67,6 @@ impl Adaptation {
             Some((Surrogate::fit(history, settings.attention_factor)?, samples_each))
         });
         let mut made = distribution.generation(best, surrogate.as_ref(), nursery);
-        if made.is_empty() && !stagnates && settings.restarts.is_some() {
-            distribution.restart(best, settings, (iteration, left), nursery);
-            made = distribution.generation(best, surrogate.as_ref(), nursery);
-        }
         made.extend(trial(settings, best, nursery).map(|trial| (trial, None)));
         made.truncate(left);
         let (made, samples) = made.into_iter().unzip();
@@ -96,7 +95,7 @@ impl Distribution {
         (iteration, left): (usize, usize),
         nursery: &Nursery<'_, impl Rng>,
     ) {
-        let samples = restart::samples(self.cma.samples(), left);
+        let samples = samples_after(self.cma.samples(), left);
         *self = Self::around(best, settings, iteration, nursery);
         self.cma = self.cma.clone().with_samples(samples);
     }
@@ -165,6 +164,15 @@ impl Distribution {
     }
 }
 
+/// Twice as many samples as there were before (IPOP: Auger & Hansen, CEC 2005); as many where two generations of twice as many
+/// would exceed the evaluations that are left, so that the distribution is still adapted.
+fn samples_after(before: usize, left: usize) -> usize {
+    match 2 * before {
+        twice if twice <= MAXIMUM_SAMPLES && twice <= left / 2 => twice,
+        _ => before,
+    }
+}
+
 /// The best candidate with another allowed number of first tokens that was not tried with it, each as likely as another.
 /// So few are allowed that a coordinate for them would spend more evaluations.
 fn trial(settings: &CmaEs, best: &Candidate, nursery: &mut Nursery<'_, impl Rng>) -> Option<Candidate> {
@@ -176,4 +184,18 @@ fn trial(settings: &CmaEs, best: &Candidate, nursery: &mut Nursery<'_, impl Rng>
     let trial = untried.swap_remove(nursery.rng.random_range(0..untried.len()));
     nursery.admit(&trial);
     Some(trial)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_double_while_two_generations_are_left() {
+        assert_eq!(samples_after(14, 56), 28);
+        assert_eq!(samples_after(14, 55), 14);
+        assert_eq!(samples_after(14, 0), 14);
+        assert_eq!(samples_after(512, 1_000_000), 1024);
+        assert_eq!(samples_after(1024, 1_000_000), 1024);
+    }
 }

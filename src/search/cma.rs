@@ -94,11 +94,6 @@ impl SeparableCma {
         Self { constants: Constants::new(self.mean.len(), Some(samples)), ..self }
     }
 
-    /// The standard deviation along a coordinate.
-    pub(super) fn deviation(&self, coordinate: usize) -> f64 {
-        self.step_size * self.variances[coordinate].sqrt()
-    }
-
     /// Samples of a generation.
     pub(super) fn samples(&self) -> usize {
         self.constants.samples

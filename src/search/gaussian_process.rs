@@ -70,7 +70,7 @@ struct Fit {
 }
 
 impl Fit {
-    /// By the kernel below its diagonal. `None` where a number is not finite, or all values are equal.
+    /// By the kernel below its diagonal. `None` where a number is not finite.
     fn new(kernel: &[Vec<f64>], noise: f64, length_scale: f64, values: &[f64]) -> Option<Self> {
         let factor = cholesky(kernel, 1.0 + noise)?;
         let ones = solve(&factor, vec![1.0; values.len()]);
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_smooth_function_is_predicted_between_its_points() {
         let bowl = |x: f64, y: f64| (x - 0.3).powi(2) + 2.0 * (y - 0.6).powi(2);
-        let (points, values) = grid(6, bowl);
+        let (points, values) = grid(8, bowl);
         let process = GaussianProcess::fit(points, &values).unwrap();
         for (x, y) in [(0.1, 0.1), (0.5, 0.5), (0.33, 0.71), (0.9, 0.3)] {
             let found = process.predict(&[x, y]);
@@ -188,7 +188,6 @@ mod tests {
         assert!(fit(&[[1.0, 2.0]], &[3.0]).is_none());
         assert!(fit(&[[1.0, 2.0]; 3], &[3.0, 4.0, 5.0]).is_none());
         let apart = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]];
-        assert!(fit(&apart, &[3.0; 3]).is_none());
         assert!(fit(&apart, &[3.0, f64::NAN, 4.0]).is_none());
         assert!(fit(&[[0.0, 0.0], [f64::INFINITY, 0.0], [0.0, 1.0]], &[1.0, 2.0, 3.0]).is_none());
         assert!(fit(&apart, &[3.0, 5.0, 4.0]).is_some());

@@ -62,7 +62,6 @@ mod nursery;
 mod operators;
 mod optimiser;
 mod released;
-mod restart;
 mod seeds;
 mod settings;
 mod space;

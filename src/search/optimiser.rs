@@ -46,8 +46,8 @@ pub struct CmaEs {
     /// factors, each free within the bounds. True.
     pub monotone: bool,
     /// After how many generations without a better candidate the search begins again: around the best, as wide as at first, with
-    /// twice as many samples (IPOP: Auger & Hansen, CEC 2005), as long as two such generations are left and they are no more than 1024. It also does once a
-    /// standard deviation along no coordinate changes a candidate. `None` for never: it then ends where nothing new is found. `None`.
+    /// twice as many samples (IPOP: Auger & Hansen, CEC 2005), as long as they are no more than 1024 and two such generations are
+    /// left. `None` for never. `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restarts: Option<usize>,
     /// How many samples are drawn for each that is evaluated, from 2 to [`CmaEs::MAXIMUM_SURROGATE`]: a Gaussian process through the newest 256 finite

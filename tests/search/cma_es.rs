@@ -32,11 +32,13 @@ prop_compose! {
         step in prop_oneof![Just(0.01), Just(0.25), Just(0.3), 0.001..0.5],
         first_tokens in prop_oneof![Just(vec![0]), Just(vec![0, 1, 2, 4]), Just(vec![64, 0, 8])],
         attention_factor in prop_oneof![Just(None), Just(Some(1.25))],
+        restarts in prop_oneof![Just(None), Just(Some(1)), Just(Some(4))],
+        surrogate in prop_oneof![Just(None), Just(Some(2)), Just(Some(10))],
         seed in any::<u64>(),
     ) -> CmaEs {
         CmaEs {
             evaluations, step_size, minimum: 1.0, maximum_ratio, step, first_tokens, attention_factor,
-            monotone: true, seed,
+            monotone: true, restarts, surrogate, seed,
         }
     }
 }
@@ -98,7 +100,9 @@ proptest! {
     ) {
         let wanted = logistic_rise(pairs, scale);
         let settings = CmaEs {
-            evaluations: 120, seed, attention_factor: Some(1.25), first_tokens: vec![0, 4, 8, 16], ..CmaEs::default()
+            // With a surrogate: `surrogate.rs`.
+            evaluations: 120, seed, attention_factor: Some(1.25), first_tokens: vec![0, 4, 8, 16], surrogate: None,
+            ..CmaEs::default()
         };
         let mut unbroken = Search::new(settings.clone(), scale, seeds(pairs, scale)).unwrap();
         end(&mut unbroken, |candidate| with_attention(&wanted, candidate));
@@ -133,7 +137,8 @@ fn equal_seeds_give_equal_searches_and_others_different_ones() {
 #[test]
 fn the_random_stream_is_the_same_on_every_platform() {
     let seeds = vec![candidate(&[1.0, 1.5, 2.0, 4.0], 0)];
-    let settings = CmaEs { evaluations: 60, ..CmaEs::default() };
+    // With a surrogate: `surrogate.rs`.
+    let settings = CmaEs { evaluations: 60, surrogate: None, ..CmaEs::default() };
     let mut search = Search::new(settings, 4.0, seeds).unwrap();
     finish(&mut search, &[1.0, 2.0, 3.0, 4.5]);
     let digest = search.history().iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, evaluation| {
