@@ -22,7 +22,7 @@ pub enum Optimiser {
 /// It evaluates the seeds and begins at the best of them. Each generation then has the mean of the distribution and
 /// `4 + 3 ln n` samples of it, for `n` coordinates.
 ///
-/// Read from JSON, an absent field takes its default (but for [`CmaEs::surrogate`]) and an unknown one is an error.
+/// Read from JSON, an absent field takes its default and an unknown one is an error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CmaEs {
@@ -50,10 +50,10 @@ pub struct CmaEs {
     /// left. `None` for never. `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restarts: Option<usize>,
-    /// How many samples are drawn for each that is evaluated, from 2 to [`CmaEs::MAXIMUM_SURROGATE`]: a Gaussian process through the newest 256 finite
-    /// values, over the logarithms of the factors, ranks them, and the best are evaluated. From the tenth finite value on. `None` for one: no
-    /// surrogate. `Some(10)`; where it is absent from JSON, `None`, as in what was written before there was one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// How many samples are drawn for each that is evaluated, from 2 to [`CmaEs::MAXIMUM_SURROGATE`]: a Gaussian process through
+    /// the newest 256 finite values, over the logarithms of the factors, ranks them, and the best are evaluated. It needs ten values;
+    /// fitting it takes some tens of milliseconds a generation. `None` for one, and no ranking. `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub surrogate: Option<usize>,
     /// Seed of the random stream. Equal settings, scale, seeds and values give equal searches on every platform. 0.
     pub seed: u64,
@@ -71,7 +71,7 @@ impl Default for CmaEs {
             attention_factor: None,
             monotone: true,
             restarts: None,
-            surrogate: Some(10),
+            surrogate: None,
             seed: 0,
         }
     }

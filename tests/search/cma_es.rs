@@ -100,9 +100,7 @@ proptest! {
     ) {
         let wanted = logistic_rise(pairs, scale);
         let settings = CmaEs {
-            // With a surrogate: `surrogate.rs`.
-            evaluations: 120, seed, attention_factor: Some(1.25), first_tokens: vec![0, 4, 8, 16], surrogate: None,
-            ..CmaEs::default()
+            evaluations: 120, seed, attention_factor: Some(1.25), first_tokens: vec![0, 4, 8, 16], ..CmaEs::default()
         };
         let mut unbroken = Search::new(settings.clone(), scale, seeds(pairs, scale)).unwrap();
         end(&mut unbroken, |candidate| with_attention(&wanted, candidate));
@@ -137,8 +135,7 @@ fn equal_seeds_give_equal_searches_and_others_different_ones() {
 #[test]
 fn the_random_stream_is_the_same_on_every_platform() {
     let seeds = vec![candidate(&[1.0, 1.5, 2.0, 4.0], 0)];
-    // With a surrogate: `surrogate.rs`.
-    let settings = CmaEs { evaluations: 60, surrogate: None, ..CmaEs::default() };
+    let settings = CmaEs { evaluations: 60, ..CmaEs::default() };
     let mut search = Search::new(settings, 4.0, seeds).unwrap();
     finish(&mut search, &[1.0, 2.0, 3.0, 4.5]);
     let digest = search.history().iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, evaluation| {

@@ -2,10 +2,10 @@
 
 use longrope::search::{Candidate, CmaEs, Search};
 
-use super::{distance, finish, logistic_rise, seeds};
+use super::{finish, logistic_rise, seeds};
 
 fn settings(restarts: Option<usize>) -> CmaEs {
-    CmaEs { restarts, surrogate: None, ..CmaEs::default() }
+    CmaEs { restarts, ..CmaEs::default() }
 }
 
 /// Ends a search of four pairs by an objective, and gives it.

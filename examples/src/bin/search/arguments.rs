@@ -1,7 +1,6 @@
 //! The flags of the search, and which go together.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
@@ -107,9 +106,9 @@ pub struct Arguments {
     #[arg(long, value_name = "TOKENS")]
     pub screen: Option<usize>,
     /// Draw so many samples for each that cma-es evaluates, and evaluate those that a Gaussian process through what was measured ranks
-    /// best; or off [default: 10 of cma-es]
+    /// best [default: 1, no ranking]
     #[arg(long, value_name = "SAMPLES")]
-    pub surrogate: Option<Surrogate>,
+    pub surrogate: Option<usize>,
     /// Begin cma-es again, around the best and with twice as many samples, after so many generations without a better candidate
     /// [default: never]
     #[arg(long, value_name = "GENERATIONS")]
@@ -166,23 +165,6 @@ pub enum Factors {
     Fixed,
 }
 
-/// The flag `--surrogate`: samples drawn for each that is evaluated; `None` for off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Surrogate(pub Option<usize>);
-
-impl FromStr for Surrogate {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let most = CmaEs::MAXIMUM_SURROGATE;
-        match text.parse() {
-            _ if text == "off" => Ok(Self(None)),
-            Ok(samples) if (2..=most).contains(&samples) => Ok(Self(Some(samples))),
-            _ => Err(format!("expected off, or 2 to {most} samples for each that is evaluated")),
-        }
-    }
-}
-
 /// The flag `--monotone`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
@@ -230,14 +212,6 @@ impl Arguments {
         ShortCuts { early_drop, screen: self.screen }
     }
 
-    /// Samples drawn for each that cma-es evaluates; `None` for one.
-    pub fn surrogate(&self) -> Option<usize> {
-        match self.factors {
-            Factors::Fixed => None,
-            Factors::Searched => self.surrogate.map_or(CmaEs::default().surrogate, |surrogate| surrogate.0),
-        }
-    }
-
     /// Whether the attention factor is searched.
     pub fn searches_attention_factor(&self) -> bool {
         self.optimiser == OptimiserKind::CmaEs
@@ -268,10 +242,12 @@ impl Arguments {
                 "{name}: {value} is not valid; expected {least} to 4096"
             );
         }
+        let most = CmaEs::MAXIMUM_SURROGATE;
+        let samples = self.surrogate.unwrap_or(most);
+        ensure!((2..=most).contains(&samples), "--surrogate: {samples} is not valid; expected 2 to {most}");
         let ratio = self.maximum_ratio.unwrap_or(1.25);
         ensure!((1.0..=1000.0).contains(&ratio), "--maximum-ratio: {ratio} is not valid; expected 1 to 1000");
         let (kind, searched) = (self.optimiser, self.attention_factor == Some(AttentionFactor::Searched));
-        let surrogate = self.surrogate.is_some_and(|surrogate| surrogate.0.is_some());
         let cma_es = kind == OptimiserKind::CmaEs;
         let not_released = kind != OptimiserKind::Released;
         let with = "--optimiser";
@@ -282,7 +258,7 @@ impl Arguments {
             &[
                 ("--attention-factor searched", searched, cma_es, "cma-es"),
                 ("--factors fixed", self.factors == Factors::Fixed, cma_es, "cma-es"),
-                ("--surrogate", surrogate, cma_es, "cma-es"),
+                ("--surrogate", self.surrogate.is_some(), cma_es, "cma-es"),
                 ("--restarts", self.restarts.is_some(), cma_es, "cma-es"),
                 ("--sizes", self.sizes.is_some(), !cma_es, "paper or released"),
                 ("--population", self.population.is_some(), !cma_es, "paper or released"),
@@ -302,7 +278,7 @@ impl Arguments {
             &[
                 ("--attention-factor searched", searched, !fixed, "searched"),
                 ("--evaluations", self.evaluations.is_some(), !fixed, "searched"),
-                ("--surrogate", surrogate, !fixed, "searched"),
+                ("--surrogate", self.surrogate.is_some(), !fixed, "searched"),
                 ("--restarts", self.restarts.is_some(), !fixed, "searched"),
                 ("--recover", self.recover.is_some(), !fixed, "searched"),
                 ("--start", !self.start.is_empty(), !fixed, "searched"),

@@ -26,7 +26,8 @@ fn optimiser(arguments: &Arguments, search: &Search) -> String {
             write!(text, ", the best of {samples} samples by a surrogate").unwrap_or_default();
         }
         if let Some(generations) = settings.restarts {
-            write!(text, ", begun again after {generations} generations without a better candidate")
+            let plural = if generations == 1 { "" } else { "s" };
+            write!(text, ", begun again after {generations} generation{plural} without a better candidate")
                 .unwrap_or_default();
         }
     }

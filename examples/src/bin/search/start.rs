@@ -108,7 +108,7 @@ fn optimiser(
             first_tokens,
             monotone,
             restarts: arguments.restarts,
-            surrogate: arguments.surrogate(),
+            surrogate: arguments.surrogate,
             seed: arguments.seed,
             ..CmaEs::default()
         }),
