@@ -44,9 +44,10 @@ struct Constants {
 }
 
 impl Constants {
-    fn new(dimensions: usize) -> Self {
+    /// Those for so many dimensions, and for so many samples rather than the usual number if they are given.
+    fn new(dimensions: usize, samples: Option<usize>) -> Self {
         let n = dimensions as f64;
-        let samples = 4 + (3.0 * libm::log(n)) as usize;
+        let samples = samples.unwrap_or(4 + (3.0 * libm::log(n)) as usize);
         let raw: Vec<f64> = (1..=samples / 2)
             .map(|rank| libm::log((samples as f64 + 1.0) / 2.0) - libm::log(rank as f64))
             .collect();
@@ -76,7 +77,7 @@ impl SeparableCma {
     /// A distribution around `mean` (of at least one dimension), whose standard deviation in each dimension is
     /// `step_size * deviations`.
     pub(super) fn new(mean: Vec<f64>, deviations: &[f64], step_size: f64) -> Self {
-        let constants = Constants::new(mean.len());
+        let constants = Constants::new(mean.len(), None);
         Self {
             step_size,
             variances: deviations.iter().map(|deviation| deviation * deviation).collect(),
@@ -86,6 +87,11 @@ impl SeparableCma {
             constants,
             mean,
         }
+    }
+
+    /// The same with so many samples of a generation, of which there are at least two.
+    pub(super) fn with_samples(self, samples: usize) -> Self {
+        Self { constants: Constants::new(self.mean.len(), Some(samples)), ..self }
     }
 
     /// Samples of a generation.
@@ -198,7 +204,7 @@ mod tests {
 
     #[test]
     fn the_constants_are_those_of_the_tutorial() {
-        let constants = Constants::new(10);
+        let constants = Constants::new(10, None);
         assert_eq!((constants.samples, constants.weights.len()), (10, 5));
         assert!((constants.weights.iter().sum::<f64>() - 1.0).abs() < 1e-15);
         assert!(constants.weights.is_sorted_by(|a, b| a > b) && constants.weights[4] > 0.0);
@@ -208,7 +214,7 @@ mod tests {
         assert!((constants.c_c - 0.294_990).abs() < 1e-5, "{constants:?}");
         assert!((constants.c_1 - 4.0 * 0.015_283).abs() < 1e-4, "{constants:?}");
         assert!((constants.c_mu - 4.0 * 0.023_552).abs() < 1e-4, "{constants:?}");
-        assert_eq!(Constants::new(1).samples, 4);
+        assert_eq!(Constants::new(1, None).samples, 4);
     }
 
     #[test]
@@ -225,6 +231,17 @@ mod tests {
             let means = minimise(&[1.0; 20], 600, seed, ellipsoid);
             assert!(means[599] < 1e-8, "seed {seed}: {}", means[599]);
         }
+    }
+
+    #[test]
+    fn more_samples_have_constants_of_their_own() {
+        let cma = SeparableCma::new(vec![0.0; 10], &[1.0; 10], 0.5).with_samples(40);
+        assert_eq!((cma.samples(), cma.constants.weights.len()), (40, 20));
+        assert!((cma.constants.weights.iter().sum::<f64>() - 1.0).abs() < 1e-15);
+        // With four times as many the selected tell more, and more is learnt of them.
+        let usual = Constants::new(10, None);
+        assert!(cma.constants.effective > 3.0 * usual.effective && cma.constants.c_mu > usual.c_mu);
+        assert_eq!(Constants::new(10, Some(10)).effective, usual.effective);
     }
 
     #[test]

@@ -255,7 +255,10 @@ impl Search {
                 evolution::children(settings, &self.history, &mut nursery)
             }
             (Optimiser::CmaEs(settings), Some(adaptation)) => {
-                let best = self.best.map_or(&self.seeds[0], |index| &self.history[index].candidate);
+                let best = self.best.map_or((&self.seeds[0], 0), |index| {
+                    let best = &self.history[index];
+                    (&best.candidate, best.iteration)
+                });
                 adaptation.next(settings, best, &self.history, &mut nursery)
             }
             _ => Vec::new(),

@@ -57,6 +57,7 @@ mod coding;
 mod engine;
 mod error;
 mod evolution;
+mod gaussian_process;
 mod nursery;
 mod operators;
 mod optimiser;
@@ -64,6 +65,7 @@ mod released;
 mod seeds;
 mod settings;
 mod space;
+mod surrogate;
 
 pub use candidate::{Candidate, Evaluation};
 pub use checkpoint::Checkpoint;

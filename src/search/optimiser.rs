@@ -45,6 +45,16 @@ pub struct CmaEs {
     /// Whether factors never decrease from one pair to the next. Without it the coordinates are the logarithms of the
     /// factors, each free within the bounds. True.
     pub monotone: bool,
+    /// After how many generations without a better candidate the search begins again: around the best, as wide as at first, with
+    /// twice as many samples (IPOP: Auger & Hansen, CEC 2005), as long as they are no more than 1024 and two such generations are
+    /// left. `None` for never. `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<usize>,
+    /// How many samples are drawn for each that is evaluated, from 2 to [`CmaEs::MAXIMUM_SURROGATE`]: a Gaussian process through
+    /// the newest 256 finite values, over the logarithms of the factors, ranks them, and the best are evaluated. It needs ten values;
+    /// fitting it takes some tens of milliseconds a generation. `None` for one, and no ranking. `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub surrogate: Option<usize>,
     /// Seed of the random stream. Equal settings, scale, seeds and values give equal searches on every platform. 0.
     pub seed: u64,
 }
@@ -60,12 +70,17 @@ impl Default for CmaEs {
             first_tokens: vec![0],
             attention_factor: None,
             monotone: true,
+            restarts: None,
+            surrogate: None,
             seed: 0,
         }
     }
 }
 
 impl CmaEs {
+    /// The largest number of samples drawn for each that is evaluated.
+    pub const MAXIMUM_SURROGATE: usize = 100;
+
     /// Checks every field.
     ///
     /// # Errors
@@ -78,6 +93,18 @@ impl CmaEs {
         if !(self.step_size > 0.0 && self.step_size <= 10.0) {
             return Err(SearchError::invalid("step_size", self.step_size, "a number above 0 and up to 10"));
         }
+        if let Some(generations) = self.restarts
+            && !(1..=MAXIMUM_EVALUATIONS).contains(&generations)
+        {
+            let expected = format!("none, or 1 to {MAXIMUM_EVALUATIONS} generations");
+            return Err(SearchError::invalid("restarts", generations, expected));
+        }
+        if let Some(samples) = self.surrogate
+            && !(2..=Self::MAXIMUM_SURROGATE).contains(&samples)
+        {
+            let expected = format!("none, or 2 to {} samples for each evaluation", Self::MAXIMUM_SURROGATE);
+            return Err(SearchError::invalid("surrogate", samples, expected));
+        }
         validate_space(self.minimum, self.maximum_ratio, self.step, &self.first_tokens)?;
         match self.attention_factor {
             Some(start) if !(1e-3..=1e3).contains(&start) => {
@@ -88,7 +115,9 @@ impl CmaEs {
     }
 
     fn fields(&self) -> Vec<(&'static str, String)> {
-        let attention_factor = self.attention_factor.map_or("none".to_owned(), |start| start.to_string());
+        fn given(field: Option<impl ToString>) -> String {
+            field.map_or("none".to_owned(), |value| value.to_string())
+        }
         vec![
             ("evaluations", self.evaluations.to_string()),
             ("step_size", self.step_size.to_string()),
@@ -96,8 +125,10 @@ impl CmaEs {
             ("maximum_ratio", self.maximum_ratio.to_string()),
             ("step", self.step.to_string()),
             ("first_tokens", format!("{:?}", self.first_tokens)),
-            ("attention_factor", attention_factor),
+            ("attention_factor", given(self.attention_factor)),
             ("monotone", self.monotone.to_string()),
+            ("restarts", given(self.restarts)),
+            ("surrogate", given(self.surrogate)),
             ("seed", self.seed.to_string()),
         ]
     }

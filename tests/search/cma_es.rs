@@ -32,11 +32,13 @@ prop_compose! {
         step in prop_oneof![Just(0.01), Just(0.25), Just(0.3), 0.001..0.5],
         first_tokens in prop_oneof![Just(vec![0]), Just(vec![0, 1, 2, 4]), Just(vec![64, 0, 8])],
         attention_factor in prop_oneof![Just(None), Just(Some(1.25))],
+        restarts in prop_oneof![Just(None), Just(Some(1)), Just(Some(4))],
+        surrogate in prop_oneof![Just(None), Just(Some(2)), Just(Some(10))],
         seed in any::<u64>(),
     ) -> CmaEs {
         CmaEs {
             evaluations, step_size, minimum: 1.0, maximum_ratio, step, first_tokens, attention_factor,
-            monotone: true, seed,
+            monotone: true, restarts, surrogate, seed,
         }
     }
 }

@@ -6,8 +6,10 @@ mod golden;
 mod properties;
 mod quality;
 mod released;
+mod restarts;
 mod resume;
 mod stepwise;
+mod surrogate;
 mod without_order;
 
 use std::convert::Infallible;

@@ -113,6 +113,27 @@ fn candidates_are_left_after_the_beginning_of_a_window_where_asked_for() {
 }
 
 #[test]
+fn samples_are_ranked_and_the_search_begins_again_only_where_asked_for() {
+    assert!(QUICK.files["report.txt"].contains("cma-es, seed 0\n"), "{}", QUICK.files["report.txt"]);
+    let run = |surrogate: &str, restarts: &str| {
+        let flags = Flags::quick().with("--evaluations", "40");
+        flags.with("--surrogate", surrogate).with("--restarts", restarts).finish()
+    };
+    let both = run("10", "1");
+    let expected = "cma-es, seed 0, the best of 10 samples by a surrogate, begun again after 1 generation without a better \
+                    candidate\n";
+    assert!(both.files["report.txt"].contains(expected), "{}", both.files["report.txt"]);
+    // The seeds, and the first generation, after which there is enough to rank by.
+    let (quick, both, fewer) = (QUICK.history(), both.history(), run("2", "4096").history());
+    let factors =
+        |rows: &[super::command::Row]| rows.iter().map(|row| row.factors.clone()).collect::<Vec<_>>();
+    assert_eq!(factors(&quick[..14]), factors(&both[..14]));
+    let second = both.iter().position(|row| row.iteration == 2).unwrap();
+    assert_eq!(factors(&fewer[..second]), factors(&both[..second]));
+    assert_ne!(factors(&fewer[second..]), factors(&both[second..]));
+}
+
+#[test]
 fn other_runs_are_drawn_beside_this_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("history.csv");

@@ -67,6 +67,8 @@ fn other_settings_are_named() {
     let other = |name: &str, value: &str| refused_with(&flags().with(name, value));
     assert_eq!(other("--seed", "7"), expected("seed: 0", "7"));
     assert_eq!(other("--evaluations", "15"), expected("evaluations: 14", "15"));
+    assert_eq!(other("--surrogate", "10"), expected("surrogate: none", "10"));
+    assert_eq!(other("--restarts", "5"), expected("restarts: none", "5"));
     let attention = other("--attention-factor", "fixed");
     assert!(attention.starts_with("settings.attention_factor: 1.0"), "{attention}");
     assert!(attention.contains(" is not valid; expected none, with which"), "{attention}");

@@ -62,6 +62,7 @@ fn counts_out_of_range_are_refused() {
         (Flags::quick(), "--windows", 1),
         (Flags::quick(), "--last", 1),
         (Flags::quick(), "--evaluations", 1),
+        (Flags::quick(), "--restarts", 1),
         (Flags::paper(), "--population", 3),
         (Flags::paper(), "--offspring", 1),
     ] {
@@ -69,6 +70,10 @@ fn counts_out_of_range_are_refused() {
             let expected = format!("{name}: {value} is not valid; expected {least} to 4096");
             assert_eq!(flags.clone().with(name, value.to_string()).refused(), expected);
         }
+    }
+    for samples in ["0", "1", "101"] {
+        let expected = format!("--surrogate: {samples} is not valid; expected 2 to 100");
+        assert_eq!(refused("--surrogate", samples), expected);
     }
     let error = Flags::paper().with("--iterations", "18446744073709551615").refused();
     assert!(error.contains("--iterations") && error.contains("at most 1000000 evaluations"), "{error}");
@@ -85,6 +90,9 @@ fn flags_of_another_optimiser_are_refused() {
         Flags::paper().with("--factors", "fixed").switch("--first-tokens").refused(),
         format!("--factors fixed: {cma_es}")
     );
+    for name in ["--surrogate", "--restarts"] {
+        assert_eq!(Flags::paper().with(name, "8").refused(), format!("{name}: {cma_es}"));
+    }
     let error = Flags::paper().with("--attention-factor", "searched").refused();
     assert_eq!(error, format!("--attention-factor searched: {cma_es}"));
     let error = Flags::paper().with("--optimiser", "released").switch("--first-tokens").refused();
@@ -96,10 +104,12 @@ fn flags_of_another_optimiser_are_refused() {
 #[test]
 fn flags_without_an_effect_are_refused() {
     let fixed = Flags::short().with("--factors", "fixed").switch("--first-tokens");
-    assert_eq!(
-        fixed.with("--evaluations", "14").refused(),
-        "--evaluations: not valid with --factors fixed; expected --factors searched"
-    );
+    for name in ["--evaluations", "--surrogate", "--restarts"] {
+        assert_eq!(
+            fixed.clone().with(name, "14").refused(),
+            format!("{name}: not valid with --factors fixed; expected --factors searched")
+        );
+    }
     let passkey = || Flags::quick().with("--objective", "passkey");
     let expected = "not valid with --objective passkey; expected --objective perplexity";
     assert_eq!(passkey().with("--last", "64").refused(), format!("--last: {expected}"));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
-use longrope::search::Evolution;
+use longrope::search::{CmaEs, Evolution};
 use longrope_drivers::arguments::ModelArguments;
 use longrope_drivers::search_run::{EarlyDrop, ShortCuts};
 
@@ -105,6 +105,14 @@ pub struct Arguments {
     /// a part of a window, and tells of a shorter length
     #[arg(long, value_name = "TOKENS")]
     pub screen: Option<usize>,
+    /// Draw so many samples for each that cma-es evaluates, and evaluate those that a Gaussian process through what was measured ranks
+    /// best [default: 1, no ranking]
+    #[arg(long, value_name = "SAMPLES")]
+    pub surrogate: Option<usize>,
+    /// Begin cma-es again, around the best and with twice as many samples, after so many generations without a better candidate
+    /// [default: never]
+    #[arg(long, value_name = "GENERATIONS")]
+    pub restarts: Option<usize>,
     /// Draw another run's history.csv into convergence.svg: NAME=FILE, or FILE
     #[arg(long, value_name = "FILE")]
     pub compare: Vec<String>,
@@ -227,12 +235,16 @@ impl Arguments {
             ("--evaluations", self.evaluations.unwrap_or(EVALUATIONS), 1),
             ("--population", self.population.unwrap_or(POPULATION), 3),
             ("--offspring", self.offspring.unwrap_or(OFFSPRING), 1),
+            ("--restarts", self.restarts.unwrap_or(1), 1),
         ] {
             ensure!(
                 (least..=4096).contains(&value),
                 "{name}: {value} is not valid; expected {least} to 4096"
             );
         }
+        let most = CmaEs::MAXIMUM_SURROGATE;
+        let samples = self.surrogate.unwrap_or(most);
+        ensure!((2..=most).contains(&samples), "--surrogate: {samples} is not valid; expected 2 to {most}");
         let ratio = self.maximum_ratio.unwrap_or(1.25);
         ensure!((1.0..=1000.0).contains(&ratio), "--maximum-ratio: {ratio} is not valid; expected 1 to 1000");
         let (kind, searched) = (self.optimiser, self.attention_factor == Some(AttentionFactor::Searched));
@@ -246,6 +258,8 @@ impl Arguments {
             &[
                 ("--attention-factor searched", searched, cma_es, "cma-es"),
                 ("--factors fixed", self.factors == Factors::Fixed, cma_es, "cma-es"),
+                ("--surrogate", self.surrogate.is_some(), cma_es, "cma-es"),
+                ("--restarts", self.restarts.is_some(), cma_es, "cma-es"),
                 ("--sizes", self.sizes.is_some(), !cma_es, "paper or released"),
                 ("--population", self.population.is_some(), !cma_es, "paper or released"),
                 ("--iterations", self.iterations.is_some(), !cma_es, "paper or released"),
@@ -264,6 +278,8 @@ impl Arguments {
             &[
                 ("--attention-factor searched", searched, !fixed, "searched"),
                 ("--evaluations", self.evaluations.is_some(), !fixed, "searched"),
+                ("--surrogate", self.surrogate.is_some(), !fixed, "searched"),
+                ("--restarts", self.restarts.is_some(), !fixed, "searched"),
                 ("--recover", self.recover.is_some(), !fixed, "searched"),
                 ("--start", !self.start.is_empty(), !fixed, "searched"),
             ],

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use longrope::search::{Candidate, Evaluation};
+use longrope::search::{Candidate, Evaluation, Optimiser, Search};
 use longrope_drivers::model::Origin;
 use longrope_drivers::report::Table;
 use longrope_drivers::search_run::{Run, Samples, Task};
@@ -16,6 +16,22 @@ pub fn left_early(task: &Task<'_>) -> &'static str {
         Some(_) => "after the beginning of their first window, or after all of it",
         None => "after their first window",
     }
+}
+
+/// What the optimiser is, and how it chooses beyond what is told of it.
+fn optimiser(arguments: &Arguments, search: &Search) -> String {
+    let mut text = format!("{}, seed {}", arguments.optimiser.name(), arguments.seed);
+    if let Optimiser::CmaEs(settings) = search.optimiser() {
+        if let Some(samples) = settings.surrogate {
+            write!(text, ", the best of {samples} samples by a surrogate").unwrap_or_default();
+        }
+        if let Some(generations) = settings.restarts {
+            let plural = if generations == 1 { "" } else { "s" };
+            write!(text, ", begun again after {generations} generation{plural} without a better candidate")
+                .unwrap_or_default();
+        }
+    }
+    text
 }
 
 /// The report of a search. `texts`: what it was searched on, and what the table was measured on.
@@ -61,12 +77,11 @@ pub fn text(
     let early = left_early(task);
     let mut text = format!(
         "Factors for {length} tokens{purpose}.\n\nmodel              {origin}, {}\nsearched on        {samples}\n\
-         optimiser          {}, seed {}\nevaluations        {}, {dropped} of them left {early}\n\
+         optimiser          {}\nevaluations        {}, {dropped} of them left {early}\n\
          cost               {} model tokens, {seconds:.1} s\nbest {value:<14}{:.4}, by evaluation {at}; the best that it began \
          with {first:.4}\nattention factor   {found}\nn_hat              {first_tokens} first tokens\nfactors            ",
         task.model.place(),
-        arguments.optimiser.name(),
-        arguments.seed,
+        optimiser(arguments, &run.search),
         history.len(),
         run.tokens(length),
         best.value,

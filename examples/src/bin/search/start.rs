@@ -107,6 +107,8 @@ fn optimiser(
             maximum_ratio,
             first_tokens,
             monotone,
+            restarts: arguments.restarts,
+            surrogate: arguments.surrogate,
             seed: arguments.seed,
             ..CmaEs::default()
         }),
