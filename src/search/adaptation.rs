@@ -96,8 +96,8 @@ impl Distribution {
         nursery: &Nursery<'_, impl Rng>,
     ) {
         let samples = samples_after(self.cma.samples(), left);
-        *self = Self::around(best, settings, iteration, nursery);
-        self.cma = self.cma.clone().with_samples(samples);
+        let fresh = Self::around(best, settings, iteration, nursery);
+        *self = Self { cma: fresh.cma.with_samples(samples), ..fresh };
     }
 
     /// Moves it by the values of its newest samples, which the history ends with.

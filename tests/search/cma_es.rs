@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use longrope::search::{Candidate, Checkpoint, CmaEs, Evolution, Search};
 use proptest::prelude::*;
 
-use super::{candidate, distance, factors_only, finish, logistic_rise, seeds};
+use super::{candidate, digest, distance, factors_only, finish, logistic_rise, seeds};
 
 /// [`distance`], and a penalty for another attention factor than 1.1.
 fn with_attention(wanted: &[f64], candidate: &Candidate) -> f64 {
@@ -138,11 +138,7 @@ fn the_random_stream_is_the_same_on_every_platform() {
     let settings = CmaEs { evaluations: 60, ..CmaEs::default() };
     let mut search = Search::new(settings, 4.0, seeds).unwrap();
     finish(&mut search, &[1.0, 2.0, 3.0, 4.5]);
-    let digest = search.history().iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, evaluation| {
-        let words = evaluation.candidate.factors.iter().map(|factor| factor.to_bits());
-        words.fold(hash, |hash, word| (hash ^ word).wrapping_mul(0x0100_0000_01b3))
-    });
-    assert_eq!(digest, DIGEST);
+    assert_eq!(digest(&search), DIGEST);
 }
 
 /// FNV-1a over the factors of the test above, as first computed on x86-64.

@@ -67,10 +67,22 @@ fn logistic_rise(pairs: usize, scale: f64) -> Vec<f64> {
 
 /// Runs `search` to its end on [`distance`] from `wanted`.
 fn finish(search: &mut Search, wanted: &[f64]) {
-    let outcome = search
-        .run(&mut |candidate: &Candidate| Ok::<_, Infallible>(distance(wanted, candidate)), |_| {
-            ControlFlow::Continue(())
-        });
+    finish_by(search, |candidate| distance(wanted, candidate));
+}
+
+/// Runs `search` to its end on an objective.
+fn finish_by(search: &mut Search, objective: impl Fn(&Candidate) -> f64) {
+    let outcome = search.run(&mut |candidate: &Candidate| Ok::<_, Infallible>(objective(candidate)), |_| {
+        ControlFlow::Continue(())
+    });
     assert_eq!(outcome, Ok(Outcome::Finished));
     assert!(search.is_finished());
+}
+
+/// FNV-1a over the factors of all candidates: what has another on one platform is not the same everywhere.
+fn digest(search: &Search) -> u64 {
+    search.history().iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, evaluation| {
+        let words = evaluation.candidate.factors.iter().map(|factor| factor.to_bits());
+        words.fold(hash, |hash, word| (hash ^ word).wrapping_mul(0x0100_0000_01b3))
+    })
 }

@@ -2,7 +2,7 @@
 
 use longrope::search::{Candidate, CmaEs, Search};
 
-use super::{finish, logistic_rise, seeds};
+use super::{finish, finish_by, logistic_rise, seeds};
 
 fn settings(restarts: Option<usize>) -> CmaEs {
     CmaEs { restarts, ..CmaEs::default() }
@@ -11,10 +11,7 @@ fn settings(restarts: Option<usize>) -> CmaEs {
 /// Ends a search of four pairs by an objective, and gives it.
 fn end(settings: CmaEs, objective: impl Fn(&Candidate) -> f64) -> Search {
     let mut search = Search::new(settings, 8.0, seeds(4, 8.0)).unwrap();
-    while let Some(candidate) = search.ask() {
-        let value = objective(candidate);
-        search.tell(value).unwrap();
-    }
+    finish_by(&mut search, objective);
     search
 }
 

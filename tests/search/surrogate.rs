@@ -3,7 +3,7 @@
 use longrope::search::{Candidate, Checkpoint, CmaEs, Search};
 use proptest::prelude::*;
 
-use super::{candidate, distance, finish, logistic_rise, seeds};
+use super::{candidate, digest, distance, finish, finish_by, logistic_rise, seeds};
 
 fn with() -> CmaEs {
     CmaEs { surrogate: Some(10), ..CmaEs::default() }
@@ -12,10 +12,7 @@ fn with() -> CmaEs {
 /// The best value by an objective.
 fn best(settings: CmaEs, pairs: usize, objective: impl Fn(&Candidate) -> f64) -> f64 {
     let mut search = Search::new(settings, 8.0, seeds(pairs, 8.0)).unwrap();
-    while let Some(candidate) = search.ask() {
-        let value = objective(candidate);
-        search.tell(value).unwrap();
-    }
+    finish_by(&mut search, objective);
     search.best().unwrap().value
 }
 
@@ -53,13 +50,11 @@ fn factors_that_may_decrease_the_attention_factor_and_first_tokens_are_searched_
 }
 
 #[test]
-fn only_the_order_of_what_no_model_can_tell_is_left_to_chance() {
-    // Equal values give no model, so that the samples are those that the search without one draws.
+fn without_a_model_the_samples_are_those_that_are_drawn() {
+    // Equal values give none.
     let history = |settings| {
         let mut search = Search::new(settings, 8.0, seeds(16, 8.0)).unwrap();
-        while search.ask().is_some() {
-            search.tell(1.0).unwrap();
-        }
+        finish_by(&mut search, |_| 1.0);
         search.history().to_vec()
     };
     assert_eq!(history(with()), history(CmaEs::default()));
@@ -81,11 +76,7 @@ fn it_is_the_same_on_every_platform() {
     let settings = CmaEs { evaluations: 200, restarts: Some(3), ..with() };
     let mut search = Search::new(settings, 4.0, seeds).unwrap();
     finish(&mut search, &[1.0, 2.0, 3.0, 4.5]);
-    let digest = search.history().iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, evaluation| {
-        let words = evaluation.candidate.factors.iter().map(|factor| factor.to_bits());
-        words.fold(hash, |hash, word| (hash ^ word).wrapping_mul(0x0100_0000_01b3))
-    });
-    assert_eq!(digest, DIGEST);
+    assert_eq!(digest(&search), DIGEST);
 }
 
 /// FNV-1a over the factors of the test above, as first computed on x86-64.
@@ -124,9 +115,7 @@ proptest! {
         // As text, which is equal where a value is NaN.
         let text = |search: &Search| serde_json::to_string(&search.checkpoint()).unwrap();
         let (mut unbroken, mut search) = (begin(), begin());
-        while let Some(candidate) = unbroken.ask().cloned() {
-            unbroken.tell(rough(&wanted, &candidate)).unwrap();
-        }
+        finish_by(&mut unbroken, |candidate| rough(&wanted, candidate));
         while let Some(candidate) = search.ask().cloned() {
             search.tell(rough(&wanted, &candidate)).unwrap();
             if cuts.contains(&search.evaluations()) {
