@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 /// The families of kernels: `cuda/NAME.cu` each.
-const FAMILIES: [&str; 34] = [
+const FAMILIES: [&str; 42] = [
     "rotary",
     "cache",
     "attention_sm80_d64",
@@ -37,6 +37,14 @@ const FAMILIES: [&str; 34] = [
     "decode_rotating_d96",
     "decode_rotating_d128",
     "decode_rotating_d256",
+    "decode_sm90_d64",
+    "decode_sm90_d96",
+    "decode_sm90_d128",
+    "decode_sm90_d256",
+    "decode_rotating_sm90_d64",
+    "decode_rotating_sm90_d96",
+    "decode_rotating_sm90_d128",
+    "decode_rotating_sm90_d256",
     "decode_merge",
     "attention_cached_d64",
     "attention_cached_d96",

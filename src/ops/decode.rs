@@ -2,12 +2,13 @@
 
 use crate::Error;
 use crate::device::params::{longrope_cache_rotary, longrope_decode_params, longrope_decode_rotating_params};
-use crate::device::{Context, Dtype, Grid, Stream};
+use crate::device::{Context, DeviceError, Dtype, Grid, Stream};
 use crate::ops::attention_arguments::pointer;
 use crate::ops::cache::{Cache, NewTokens};
 use crate::ops::cache_rotary::CacheRotary;
 use crate::ops::cached_attention::{CachedAttention, DecodeTensors, scale_log2};
-use crate::ops::decode_kernels::{MERGE_THREADS, MERGES, SHARED_BYTES, kernels};
+use crate::ops::decode_clusters::Clusters;
+use crate::ops::decode_kernels::{Blocks, MERGE_THREADS, MERGES, SHARED_BYTES, has_clusters, kernels};
 use crate::ops::workspace::Workspace;
 
 /// Attention of the last tokens of sequences over all of their tokens: `out = softmax(scale q kᵀ + mask) v`, for grouped heads,
@@ -51,7 +52,7 @@ const MAX_TOKENS: usize = 16;
 /// Parts of a sequence, at most.
 const MAX_SPLITS: u32 = 1024;
 /// Blocks of a balanced grid, at most: the workspace holds the results of so many, lest its size depend on the GPU.
-const MAX_BLOCKS: u32 = 512;
+pub(super) const MAX_BLOCKS: u32 = 512;
 /// Blocks that a multiprocessor runs at once: the shared memory of two fits.
 const BLOCKS_EACH: u32 = 2;
 
@@ -74,7 +75,7 @@ impl Decode<'_> {
     /// # Errors
     /// As [`Decode::run`], but for those of the driver and of the workspace.
     pub fn supported(&self, tensors: &DecodeTensors) -> Result<(), Error> {
-        self.plan(tensors, MAX_BLOCKS).map(drop)
+        self.plan(tensors, Gpu::ANY).map(drop)
     }
 
     /// The bytes of device memory that a launch needs beside its tensors. A function of shapes and of the split alone.
@@ -82,7 +83,7 @@ impl Decode<'_> {
     /// # Errors
     /// As [`Decode::supported`].
     pub fn workspace_size(&self, tensors: &DecodeTensors) -> Result<usize, Error> {
-        self.plan(tensors, MAX_BLOCKS).map(|plan| workspace_bytes(plan.as_ref()))
+        self.plan(tensors, Gpu::ANY).map(|plan| workspace_bytes(plan.as_ref()))
     }
 
     /// Launches the attention, and the merge of its parts.
@@ -105,23 +106,20 @@ impl Decode<'_> {
         workspace: Workspace,
         stream: Stream,
     ) -> Result<(), Error> {
-        let blocks = context.multiprocessors().saturating_mul(BLOCKS_EACH).clamp(1, MAX_BLOCKS);
-        let plan = self.plan(tensors, blocks)?;
+        let plan = self.plan(tensors, Gpu::of(context))?;
         workspace.check(workspace_bytes(plan.as_ref()))?;
         let Some(mut plan) = plan else { return Ok(()) };
         plan.params.parts = workspace.address as *mut f32;
         // The log-sum-exps follow the outputs.
         plan.params.parts_lse = workspace.address.wrapping_add(plan.lse_offset) as *mut f32;
         match plan.rotary {
-            None => {
-                // SAFETY: the name is that of a decoding kernel, which takes this block, and waits before it reads; the rest is the
-                // caller's promise.
-                unsafe { context.launch_dependent(plan.kernel, plan.grid, &plan.params, stream) }?;
-            }
+            // SAFETY: the kernel is one that decodes, which takes this block, and waits before it reads; the rest is the caller's
+            // promise.
+            None => unsafe { plan.launch(context, &plan.params, stream) }?,
             Some(rotary) => {
                 let params = longrope_decode_rotating_params { decode: plan.params, rotary };
                 // SAFETY: as above, of a kernel that rotates.
-                unsafe { context.launch_dependent(plan.kernel, plan.grid, &params, stream) }?;
+                unsafe { plan.launch(context, &params, stream) }?;
             }
         }
         let Some((kernel, grid)) = plan.merge else { return Ok(()) };
@@ -144,16 +142,15 @@ impl Decode<'_> {
         tensors: &DecodeTensors,
         stream: Stream,
     ) -> Result<(), Error> {
-        if self.plan(tensors, MAX_BLOCKS)?.is_none() {
+        if self.plan(tensors, Gpu::ANY)?.is_none() {
             return Ok(());
         }
         // SAFETY: the caller's promise.
         unsafe { self.common().validate(tensors, stream) }
     }
 
-    /// Kernels, grids and parameters, without the workspace's address; `None` if there is no query. `balanced`: the blocks of a
-    /// balanced grid.
-    fn plan(&self, tensors: &DecodeTensors, balanced: u32) -> Result<Option<Plan>, Error> {
+    /// Kernels, grids and parameters, without the workspace's address; `None` if there is no query.
+    fn plan(&self, tensors: &DecodeTensors, gpu: Gpu) -> Result<Option<Plan>, Error> {
         let DecodeTensors { q, out, lse } = tensors;
         let sequences = self.cache.sequences();
         let most = self.tokens.most(q);
@@ -170,7 +167,7 @@ impl Decode<'_> {
         let group = heads / key_heads;
         let sequence_rows = group * most;
         let kernels = kernels(head_dim)?;
-        let (kernel, rows) = kernels.choose(q.dtype, self.rotary.is_some(), sequence_rows);
+        let rows = kernels.item_rows(sequence_rows);
         let slot_rows = rows.min(sequence_rows);
         let fits = |count: Option<usize>| count.filter(|count| *count < 1 << 31);
         let too_many = || {
@@ -189,9 +186,15 @@ impl Decode<'_> {
         let items =
             sequences.checked_mul(key_heads).and_then(|n| n.checked_mul(sequence_rows.div_ceil(rows)));
         let items = fits(items).ok_or_else(too_many)?;
-        let (splits, blocks, slots) = match self.split {
-            Split::Balanced => (0, balanced as usize, 2 * MAX_BLOCKS as usize),
-            Split::Fixed(splits) => {
+        let clusters = (sequences == 1 && self.split == Split::Balanced && gpu.has_clusters)
+            .then(|| Clusters::new(items, gpu.multiprocessors))
+            .flatten();
+        let (splits, blocks, slots) = match (self.split, clusters) {
+            (Split::Balanced, Some(clusters)) => {
+                (clusters.splits, clusters.blocks(items), 2 * MAX_BLOCKS as usize)
+            }
+            (Split::Balanced, None) => (0, gpu.balanced_blocks() as usize, 2 * MAX_BLOCKS as usize),
+            (Split::Fixed(splits), _) => {
                 let blocks = fits(items.checked_mul(splits as usize)).ok_or_else(too_many)?;
                 (splits, blocks, blocks)
             }
@@ -240,9 +243,11 @@ impl Decode<'_> {
             Grid { blocks: merge_blocks as u32, threads: [MERGE_THREADS, 1, 1], shared_bytes: 0 };
         // One part is the whole.
         let is_merged = splits != 1 && merge_blocks > 0;
+        let kind = if clusters.is_some() { Blocks::Clusters } else { Blocks::Apart };
         Ok(Some(Plan {
-            kernel,
+            kernel: kernels.kernel(kind, q.dtype, self.rotary.is_some(), sequence_rows),
             grid,
+            cluster: clusters.map(|clusters| clusters.size),
             merge: is_merged.then(|| (MERGES[usize::from(q.dtype == Dtype::F16)], merge_grid)),
             params,
             rotary: self.rotary.map(|rotary| rotary.params()).transpose()?,
@@ -275,9 +280,33 @@ impl Decode<'_> {
     }
 }
 
+/// What a launch depends on of the GPU.
+#[derive(Debug, Clone, Copy)]
+struct Gpu {
+    multiprocessors: u32,
+    /// Whether the kernels are there whose blocks form clusters.
+    has_clusters: bool,
+}
+
+impl Gpu {
+    /// Where it is not known yet which: the workspace suits all.
+    const ANY: Self = Self { multiprocessors: MAX_BLOCKS, has_clusters: false };
+
+    fn of(context: &Context) -> Self {
+        Self { multiprocessors: context.multiprocessors(), has_clusters: has_clusters(context) }
+    }
+
+    /// The blocks of a balanced grid.
+    fn balanced_blocks(self) -> u32 {
+        self.multiprocessors.saturating_mul(BLOCKS_EACH).clamp(1, MAX_BLOCKS)
+    }
+}
+
 struct Plan {
     kernel: &'static str,
     grid: Grid,
+    /// The blocks of a cluster, if the kernel is one of those.
+    cluster: Option<u32>,
     /// The kernel that merges parts, if there are any.
     merge: Option<(&'static str, Grid)>,
     params: longrope_decode_params,
@@ -287,6 +316,22 @@ struct Plan {
     lse_offset: u64,
     /// Bytes of device memory beside the tensors.
     workspace_bytes: usize,
+}
+
+impl Plan {
+    /// Launches the kernel that attends.
+    ///
+    /// # Safety
+    /// `params` must be the block that the kernel takes, with addresses that are valid until it ended.
+    unsafe fn launch<P>(&self, context: &Context, params: &P, stream: Stream) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise; kernels that decode wait before they read, and those with a cluster are made for it.
+        match self.cluster {
+            None => unsafe { context.launch_dependent(self.kernel, self.grid, params, stream) },
+            Some(size) => unsafe {
+                context.launch_clusters(self.kernel, self.grid, size, params, stream)
+            },
+        }
+    }
 }
 
 /// What a launch needs; nothing to launch needs nothing.
