@@ -14,7 +14,7 @@
  * Streams     `stream` is a CUstream or cudaStream_t as `void *`. NULL is the legacy default stream, not that of the
  *             thread. A launch runs in the CUDA context of its stream, which need not be the primary one, nor current; for
  *             NULL in the current one, or, where the thread has none, in the primary one of the context's device if that is
- *             in use, as CUDA's runtime has it. What is current stays so.
+ *             in use, as CUDA's runtime has it; a `_validate` on NULL copies in the same. What is current stays so.
  * Launches    A `_run` is asynchronous. It launches at most one kernel (attention, also over a cache: and may clear a
  *             counter in its workspace before, and merge parts after; its gradients: up to five for each group of heads that
  *             its workspace has room for); it allocates nothing
