@@ -556,8 +556,8 @@ typedef struct longrope_attention_backward_desc {
 } longrope_attention_backward_desc;
 
 /* In `flags`: sums may have any order, where a kernel makes use of it: those of compute capability 9.0, for BF16. It is faster
- * by a tenth, and beyond a head dimension of 128 more than twice as fast. The bits of gradients may then differ from run to
- * run, within the same bounds. */
+ * by a tenth, and at a head dimension of 256 twice as fast. The bits of gradients may then differ from run to run, within
+ * the same bounds. */
 #define LONGROPE_ATTENTION_BACKWARD_FAST 1u
 
 #define LONGROPE_ATTENTION_BACKWARD_DESC_INIT \
