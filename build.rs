@@ -2,8 +2,8 @@
 //!
 //! In this order: images that `LONGROPE_IMAGE_DIR` names; nvcc from `NVCC`, `CUDA_HOME` or `CUDA_PATH`, `PATH`, the usual
 //! folder, or `.cuda/` where `scripts/install-cuda` puts it; images that travel in the package, if they are of its sources; none.
-//! Without images every launch returns a clear error. `LONGROPE_REQUIRE_CUDA=1` makes that an error of the build. The GPUs of the
-//! building machine are never looked at.
+//! Without images every launch returns a clear error. `LONGROPE_REQUIRE_CUDA=1` makes that an error of the build, and so is an
+//! `NVCC` that names no file, where nvcc is looked for. The GPUs of the building machine are never looked at.
 
 #[path = "build/nvcc.rs"]
 mod nvcc;

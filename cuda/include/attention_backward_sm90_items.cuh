@@ -23,7 +23,7 @@ struct GradientShape {
     static constexpr bool kInTurn = false;           // and whether blocks do so in one order
     static constexpr bool kSharesRows = false;       // whether all consumers have the same rows
     // Arrivals at the barriers of dS in shared memory, and of what is staged there; see GradientShared.
-    static constexpr int kGradientWarps = 4 * kConsumers_, kStagingWarps = 4 * kConsumers_, kStagedArrivals = 1;
+    static constexpr int kGradientWarps = 4 * kConsumers_, kStagingWarps = 4 * kConsumers_;
     static constexpr int kRows = 64 * kConsumers;    // rows a block
     static constexpr int kThreads = 128 * (kConsumers + 1);
     static constexpr int kFirstConsumer = 128;       // thread

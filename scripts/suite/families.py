@@ -181,8 +181,12 @@ FAMILIES = {
     # families of their own.
     "linking": Family(
         device=(),
-        launch=("src/cust.rs", "ffi/src/*.rs", "ffi/src/abi/*.rs", "ffi/include/longrope.h"),
-        tests=("ffi/tests/programs/*", "ffi/examples/*", "ffi/examples/*/*", "tests/cust.rs", "ffi/tests/c_abi/expected.rs"),
+        # What builds the library names it for the loader.
+        launch=("src/cust.rs", "ffi/src/*.rs", "ffi/src/abi/*.rs", "ffi/include/longrope.h", "ffi/build.rs"),
+        tests=(
+            *("ffi/tests/programs/*", "ffi/examples/*", "ffi/examples/*/*", "tests/cust.rs"),
+            *("ffi/tests/c_abi/expected.rs", "ffi/tests/c_abi/library.rs"),
+        ),
         programs=("programs", "cust"),
         sanitized=False,
     ),

@@ -307,6 +307,11 @@ impl Context {
         // SAFETY: the caller's promise.
         check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(address, value, count, stream.raw()) })
     }
+
+    /// Has other work on a default stream go where a launch would, for as long as what is returned lives.
+    pub(crate) fn enter(&self, stream: Stream) -> Result<Option<Primary>, DeviceError> {
+        Primary::enter(self.device, stream)
+    }
 }
 
 /// An image that was loaded.

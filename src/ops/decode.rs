@@ -138,7 +138,7 @@ impl Decode<'_> {
     /// As [`Decode::run`].
     pub unsafe fn validate(
         &self,
-        _context: &Context,
+        context: &Context,
         tensors: &DecodeTensors,
         stream: Stream,
     ) -> Result<(), Error> {
@@ -146,7 +146,7 @@ impl Decode<'_> {
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        unsafe { self.common().validate(tensors, stream) }
+        unsafe { self.common().validate(context, tensors, stream) }
     }
 
     /// Kernels, grids and parameters, without the workspace's address; `None` if there is no query.
