@@ -17,10 +17,11 @@ __device__ __forceinline__ uint32_t cluster_blocks() {
     return blocks;
 }
 
-// Waits until all threads of the cluster are here; what they wrote to shared memory before is seen after.
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
+// A barrier of all threads of the cluster, in two halves. What a thread wrote before it arrived is seen by those that have waited; not
+// so if it arrived relaxed, which does not wait for its writes.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // The address, in the shared memory of another block of the cluster, of what lies at `address` in this one's.
 __device__ __forceinline__ uint32_t in_block(uint32_t address, uint32_t rank) {
@@ -29,18 +30,13 @@ __device__ __forceinline__ uint32_t in_block(uint32_t address, uint32_t rank) {
     return there;
 }
 
-__device__ __forceinline__ float4 load_from_cluster_4(uint32_t address) {
-    float4 x;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-                 : "r"(address)
+// Writes to such an address. That block must have begun, and be there still.
+__device__ __forceinline__ void store_in_block(uint32_t address, const float4 &x) {
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
                  : "memory");
-    return x;
 }
-__device__ __forceinline__ float load_from_cluster(uint32_t address) {
-    float x;
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
-    return x;
+__device__ __forceinline__ void store_in_block(uint32_t address, const float2 &x) {
+    asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x.x), "f"(x.y) : "memory");
 }
 
 }  // namespace longrope

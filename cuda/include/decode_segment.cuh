@@ -124,19 +124,28 @@ struct RowSums {
     }
 };
 
-// Joins what the warps have put there.
-template <class Shape>
-__device__ __forceinline__ RowSums join_warps(const float *outputs, const WarpSums<Shape> &all, int row, int dim) {
+// Joins what the warps have put there; `part`: four dimensions of the values that a warp has summed.
+template <class Shape, class Part>
+__device__ __forceinline__ RowSums join_warps(const WarpSums<Shape> &all, int row, const Part &part) {
     RowSums joined;
 #pragma unroll
     for (int w = 0; w < Shape::kWarps; ++w) joined.largest = fmaxf(joined.largest, all.maxima[w][row]);
 #pragma unroll
-    for (int w = 0; w < Shape::kWarps; ++w) {
-        const float4 part =
-            *reinterpret_cast<const float4 *>(outputs + (w * Shape::kRows + row) * Shape::kOutputStride + dim);
-        joined.add(part, all.sums[w][row], all.maxima[w][row]);
-    }
+    for (int w = 0; w < Shape::kWarps; ++w) joined.add(part(w), all.sums[w][row], all.maxima[w][row]);
     return joined;
+}
+
+template <class Shape>
+__device__ __forceinline__ RowSums join_warps(const float *outputs, const WarpSums<Shape> &all, int row, int dim) {
+    return join_warps<Shape>(all, row, [&](int w) {
+        return *reinterpret_cast<const float4 *>(outputs + (w * Shape::kRows + row) * Shape::kOutputStride + dim);
+    });
+}
+
+// The weights alone.
+template <class Shape>
+__device__ __forceinline__ RowSums sum_warps(const WarpSums<Shape> &all, int row) {
+    return join_warps<Shape>(all, row, [](int) { return float4(); });
 }
 
 // Writes four dimensions of a row of a segment: to the output, or, if it is a part of an item, to its slot.

@@ -1,11 +1,13 @@
-// Decoding one sequence on Hopper: a cluster of blocks takes an item, or one of few parts of it, and joins what its blocks have
-// summed through their shared memory. So an item that one cluster has is done by one kernel, without partial results in device
-// memory and without a kernel that merges them; and where a block begins it knows by one division.
+// Decoding one sequence on Hopper: a cluster of blocks takes an item, or one of few parts of it. Its blocks send what they have summed
+// to each other's shared memory, and each joins and writes its share of the output. So an item that one cluster has is done by one
+// kernel, without partial results in device memory and without a kernel that merges them; and where a block begins it knows by one
+// division.
 //
 // While the kernel before this one still runs, the second-level cache is asked for the block's first keys and values.
 //
-// Shared memory is that of decode_segment.cuh, and behind the outputs of the warps
-//   joined   kRows * D * 4                            [row][dim], of the block
+// Shared memory is that of decode_segment.cuh, and behind it (Inbox), with D the padded head dimension:
+//   parts    kRows * D * 4 and some                   [block][of this block's share of the output, four dimensions]
+//   sums     16 * kRows * 8                           [block][row]: largest logit, sum of weights
 #pragma once
 
 #include "cluster.cuh"
@@ -14,6 +16,9 @@
 #include "prefetch.cuh"
 
 namespace longrope {
+
+// Bytes of shared memory behind those of decode_segment.cuh.
+constexpr int kInboxBytes = 13 * 1024;
 
 // Where this block stands: clusters are those of the first item, of the second, and so on; the blocks of a cluster and the clusters
 // of an item have equally many tiles, or one more.
@@ -40,99 +45,97 @@ struct ClusterPlace {
     }
 };
 
-// Asks for the first keys and values of this block, as the sequence is for now. A thread asks for the keys, or the values, that one
-// page has, where they lie together: the copy engine takes as long for few bytes as for many.
+// Asks for the first keys and values of this block, as the sequence is for now.
 template <class T, class Shape>
 __device__ __forceinline__ void prefetch_first(const longrope_decode_params &p, const ClusterPlace &place) {
-    constexpr int64_t kKeys = 128 * 1024 / (Shape::kDim * 4);  // 128 KiB
+    constexpr int kKeys = 128 * 1024 / (Shape::kDim * 4);  // 128 KiB
+    constexpr int kElements = 256 / sizeof(T);             // that one asks for
     const longrope_cache &cache = p.cache;
-    const bool is_key = threadIdx.x % 2 == 0;
-    const int64_t(&stride)[4] = is_key ? cache.k_stride : cache.v_stride;
     CachedSequence now;
     now.length = clamp(number_for_now(cache.lengths, cache.lengths_are_wide, 0), 0, cache.capacity);
     now.fresh = min(now.length, static_cast<int64_t>(p.tokens.most));
-    if (stride[1] != p.head_dim || now.length == 0) return;
     const DecodeSegment segment = place.segment(p, now);
-    const int64_t size = cache.page_table ? cache.page_size : cache.capacity;
     const int64_t first = segment.first_tile * Shape::kTileKeys;
-    const int64_t end = min(first + min(segment.tiles * Shape::kTileKeys, kKeys), now.length);
-    for (int64_t index = quotient(first, size) + threadIdx.x / 2; index * size < end; index += Shape::kThreads / 2) {
-        const int64_t page = cache.page_table ? __ldcg(cache.page_table + index) : 0;
-        if (page < 0 || page >= cache.pages) continue;
-        const int64_t from = max(index * size, first), to = min((index + 1) * size, end);
-        const T *const rows = static_cast<const T *>(is_key ? cache.k : cache.v);
-        prefetch_to_second_level(
-            rows + page * stride[0] + (from - index * size) * stride[1] + segment.item.head * stride[2],
-            static_cast<uint32_t>(to - from) * p.head_dim * sizeof(T));
+    const int count = static_cast<int>(clamp(now.length - first, 0, min(segment.tiles * Shape::kTileKeys, int64_t{kKeys})));
+#pragma unroll 1
+    for (int i = threadIdx.x; i < 2 * count; i += Shape::kThreads) {
+        const bool is_key = i < count;
+        const int64_t key = first + (is_key ? i : i - count);
+        int64_t page = 0, row = key;
+        if (cache.page_table) {
+            const uint32_t at = static_cast<uint32_t>(key), size = static_cast<uint32_t>(cache.page_size);
+            page = __ldcg(cache.page_table + at / size);
+            row = at % size;
+            if (page < 0 || page >= cache.pages) continue;
+        }
+        const int64_t(&stride)[4] = is_key ? cache.k_stride : cache.v_stride;
+        const T *const from = static_cast<const T *>(is_key ? cache.k : cache.v) + page * stride[0] + row * stride[1] +
+                              segment.item.head * stride[2];
+        for (int dim = 0; dim < p.head_dim; dim += kElements) prefetch_256(from + dim);
     }
 }
 
-// What a block has for the others of its cluster to read.
+// What the blocks of a cluster send to one of them, each of the others and itself.
 template <class Shape>
-struct BlockSums {
-    float largest[Shape::kRows], sums[Shape::kRows];
-    float bad;  // above 0: a bad entry was found
+struct Inbox {
+    static constexpr int kBlocks = 16;  // at most
+    float4 parts[Shape::kRows * Shape::kDim / 4 + kBlocks];
+    float2 sums[kBlocks][Shape::kRows];
 };
 
-// Joins the blocks of the cluster, and writes what comes of it. To be called by all of them.
+// Joins the blocks of the cluster, and writes what comes of it. To be called by all of them, after they have arrived once.
 template <class T, class Shape>
 __device__ __forceinline__ void finish_in_cluster(const longrope_decode_params &p, const DecodeSegment &segment,
                                                   const DecodeWarp<T, Shape> &warp, char *shared, uint32_t bad) {
     __shared__ WarpSums<Shape> all;
-    __shared__ BlockSums<Shape> mine;
-    const int thread = threadIdx.x, rows = segment.item.rows, quarters = p.head_dim / 4;
+    static_assert(sizeof(Inbox<Shape>) <= kInboxBytes);
+    Inbox<Shape> &inbox = *reinterpret_cast<Inbox<Shape> *>(shared + Shape::kSharedBytes);
+    const int thread = threadIdx.x, quarters = p.head_dim / 4, rows = segment.item.rows;
+    const int blocks = static_cast<int>(cluster_blocks()), rank = static_cast<int>(cluster_rank());
+    // Of the output, by four dimensions, a block has `each`.
+    const int count = rows * quarters, each = (count + blocks - 1) / blocks;
     float *const outputs = reinterpret_cast<float *>(shared);
-    float *const joined = outputs + Shape::kWarps * Shape::kRows * Shape::kOutputStride;
-    static_assert((Shape::kWarps * Shape::kOutputStride + Shape::kDim) * Shape::kRows * 4 <= Shape::kSharedBytes);
     if (bad && p.status) atomicOr(p.status, bad);
     const bool is_bad = __syncthreads_or(bad != 0);  // all warps are done with their rings
-    if (thread == 0) mine.bad = is_bad ? 1.0f : 0.0f;
     put_sums<T, Shape>(warp, outputs, all);
     __syncthreads();
-    for (int i = thread; i < rows * quarters; i += Shape::kThreads) {
-        const int row = i / quarters, dim = i % quarters * 4;
-        const RowSums sums = join_warps<Shape>(outputs, all, row, dim);
-        *reinterpret_cast<float4 *>(joined + 4 * i) = make_float4(sums.x[0], sums.x[1], sums.x[2], sums.x[3]);
-        if (dim == 0) {
-            mine.largest[row] = sums.largest;
-            mine.sums[row] = sums.sum;
-        }
+    cluster_wait();  // all blocks have begun
+    for (int i = thread; i < rows * blocks; i += Shape::kThreads) {
+        const int row = i / blocks, peer = i % blocks;
+        const RowSums sums = sum_warps<Shape>(all, row);
+        const float2 sent = make_float2(sums.largest, is_bad ? __uint_as_float(kBadPart) : sums.sum);
+        store_in_block(in_block(shared_address(&inbox.sums[rank][row]), peer), sent);
     }
-    cluster_sync();
+    for (int i = thread; i < count; i += Shape::kThreads) {
+        const RowSums sums = join_warps<Shape>(outputs, all, i / quarters, i % quarters * 4);
+        const int peer = i / each;
+        store_in_block(in_block(shared_address(&inbox.parts[rank * each + i - peer * each]), peer),
+                       make_float4(sums.x[0], sums.x[1], sums.x[2], sums.x[3]));
+    }
+    cluster_arrive();
+    cluster_wait();
 
-    // Each block has an equal part of the output. For four dimensions there are as many lanes as blocks; each reads of one.
-    const int blocks = static_cast<int>(cluster_blocks()), each = (rows * quarters + blocks - 1) / blocks;
-    const int first = static_cast<int>(cluster_rank()) * each, end = min(first + each, rows * quarters);
-    const int peer = thread % blocks, at_once = Shape::kThreads / blocks;
-    const uint32_t peer_joined = in_block(shared_address(joined), peer);
-    const uint32_t peer_sums = in_block(shared_address(&mine), peer);
-    const bool refused = __any_sync(0xffffffff, load_from_cluster(peer_sums + offsetof(BlockSums<Shape>, bad)) > 0.0f);
-    for (int base = first; base < end; base += at_once) {
-        const int i = base + thread / blocks;
-        const bool is_there = i < end && !refused;
-        const int row = is_there ? i / quarters : 0;
-        float4 part = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        float largest = -INFINITY, sum = 0.0f;
-        if (is_there) {
-            part = load_from_cluster_4(peer_joined + 16 * i);
-            largest = load_from_cluster(peer_sums + 4 * row);
-            sum = load_from_cluster(peer_sums + offsetof(BlockSums<Shape>, sums) + 4 * row);
-        }
+    // For four dimensions there are as many lanes as blocks; each reads what one has sent.
+    const int peer = thread % blocks, end = min(each, count - rank * each);
+    bool refused = false;
+    for (int base = 0; base < end && !refused; base += Shape::kThreads / blocks) {
+        const int at = base + thread / blocks, i = rank * each + at, row = min(i / quarters, rows - 1);
+        const float2 sums = inbox.sums[peer][row];
+        refused = __any_sync(0xffffffff, __float_as_uint(sums.y) == kBadPart);
         RowSums total;
-        total.largest = largest;
+        total.largest = sums.x;
         for (int distance = blocks / 2; distance > 0; distance /= 2) {
             total.largest = fmaxf(total.largest, __shfl_xor_sync(0xffffffff, total.largest, distance));
         }
-        total.add(part, sum, largest);
+        total.add(inbox.parts[peer * each + min(at, each - 1)], sums.y, sums.x);
         for (int distance = blocks / 2; distance > 0; distance /= 2) {
             total.sum += __shfl_xor_sync(0xffffffff, total.sum, distance);
 #pragma unroll
             for (int j = 0; j < 4; ++j) total.x[j] += __shfl_xor_sync(0xffffffff, total.x[j], distance);
         }
-        if (is_there && peer == 0) write_row<T>(p, segment, row, (i - row * quarters) * 4, total);
+        if (at < end && peer == 0 && !refused) write_row<T>(p, segment, row, (i - row * quarters) * 4, total);
     }
-    if (refused && cluster_rank() == 0) mark_bad(p, segment);
-    cluster_sync();  // others still read this block's memory
+    if (refused && rank == 0) mark_bad(p, segment);
 }
 
 template <class T, class Shape, class Rotation>
@@ -147,6 +150,7 @@ __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params 
     if (sequence.bad && blockIdx.x == 0 && threadIdx.x == 0 && p.status) atomicOr(p.status, sequence.bad);
     const DecodeSegment segment = place.segment(p, sequence);
     if (segment.item.rows <= 0) return;  // as all blocks of the cluster
+    cluster_arrive_relaxed();
     DecodeWarp<T, Shape> warp;
     const uint32_t bad = attend_keys<T, Shape, Rotation>(p, rotary, segment, 0, shared_bytes, warp);
     finish_in_cluster<T, Shape>(p, segment, warp, shared_bytes, bad);

@@ -8,10 +8,11 @@
 
 namespace longrope {
 
-// Both the address and the number of bytes are multiples of 16.
-__device__ __forceinline__ void prefetch_to_second_level(const void *from, uint32_t bytes) {
+// Asks for the 256 bytes around an address. It is a load whose result nobody waits for, past the first-level cache: the copy engine and
+// the prefetch instructions ask for far less at a time.
+__device__ __forceinline__ void prefetch_256(const void *at) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+    asm volatile("{ .reg .b32 unused; ld.global.cg.L2::256B.b32 unused, [%0]; }" ::"l"(at) : "memory");
 #endif
 }
 

@@ -8,7 +8,9 @@ use crate::ops::cache::{Cache, NewTokens};
 use crate::ops::cache_rotary::CacheRotary;
 use crate::ops::cached_attention::{CachedAttention, DecodeTensors, scale_log2};
 use crate::ops::decode_clusters::Clusters;
-use crate::ops::decode_kernels::{Blocks, MERGE_THREADS, MERGES, SHARED_BYTES, has_clusters, kernels};
+use crate::ops::decode_kernels::{
+    Blocks, CLUSTER_SHARED_BYTES, MERGE_THREADS, MERGES, SHARED_BYTES, has_clusters, kernels,
+};
 use crate::ops::workspace::Workspace;
 
 /// Attention of the last tokens of sequences over all of their tokens: `out = softmax(scale q kᵀ + mask) v`, for grouped heads,
@@ -237,13 +239,15 @@ impl Decode<'_> {
             merges: merges as i32,
             merges_borders: i32::from(merges_borders),
         };
-        let grid =
-            Grid { blocks: blocks as u32, threads: [kernels.threads, 1, 1], shared_bytes: SHARED_BYTES };
+        let (kind, shared_bytes) = match clusters {
+            Some(_) => (Blocks::Clusters, CLUSTER_SHARED_BYTES),
+            None => (Blocks::Apart, SHARED_BYTES),
+        };
+        let grid = Grid { blocks: blocks as u32, threads: [kernels.threads, 1, 1], shared_bytes };
         let merge_grid =
             Grid { blocks: merge_blocks as u32, threads: [MERGE_THREADS, 1, 1], shared_bytes: 0 };
         // One part is the whole.
         let is_merged = splits != 1 && merge_blocks > 0;
-        let kind = if clusters.is_some() { Blocks::Clusters } else { Blocks::Apart };
         Ok(Some(Plan {
             kernel: kernels.kernel(kind, q.dtype, self.rotary.is_some(), sequence_rows),
             grid,

@@ -5,6 +5,8 @@ use crate::device::{Context, Dtype, Family};
 
 /// Bytes of shared memory a block (`kSharedBytes`).
 pub(super) const SHARED_BYTES: u32 = 96 << 10;
+/// The same of a block in a cluster, with what the others send it (`kInboxBytes`).
+pub(super) const CLUSTER_SHARED_BYTES: u32 = SHARED_BYTES + (13 << 10);
 /// Threads of a merging block (`kDecodeMergeThreads`).
 pub(super) const MERGE_THREADS: u32 = 256;
 
@@ -117,7 +119,7 @@ pub(super) fn families() -> Vec<Family> {
     for instances in &KERNELS {
         let [portable, clusters] = [0, 1].map(|i| instances.images[i].into_iter().zip(&instances.kernels[i]));
         families.extend(portable.map(|(image, kernels)| Family::portable(image, kernels.to_vec(), SHARED_BYTES)));
-        let clusters = clusters.map(|(image, kernels)| Family::hopper(image, kernels.to_vec(), SHARED_BYTES));
+        let clusters = clusters.map(|(image, kernels)| Family::hopper(image, kernels.to_vec(), CLUSTER_SHARED_BYTES));
         families.extend(clusters.map(|family| Family { in_clusters: true, ..family }));
     }
     families
