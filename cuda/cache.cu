@@ -5,7 +5,7 @@
 
 // Threads as those of the rotary kernels. Re-rotation needs some more registers.
 #define LONGROPE_CACHE(name, T, N, interleaved)                                                       \
-    extern "C" __global__ void __launch_bounds__(192, longrope::kAppendBlocksEach)                     \
+    extern "C" __global__ void __launch_bounds__(192, 5)                                              \
         longrope_append_##name(const __grid_constant__ longrope_append_params p) {                    \
         longrope::append<T, N, interleaved>(p);                                                       \
     }                                                                                                 \

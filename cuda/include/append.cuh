@@ -7,13 +7,9 @@
 
 #include "cache_rotation.cuh"
 #include "dependent_launch.cuh"
-#include "prefetch.cuh"
 #include "rotary.cuh"
 
 namespace longrope {
-
-// Blocks that a multiprocessor runs at once.
-constexpr int kAppendBlocksEach = 5;
 
 template <class T>
 struct AppendWork {
@@ -39,18 +35,12 @@ struct AppendWork {
     __device__ __forceinline__ int head_dim() const { return p.head_dim; }
     __device__ __forceinline__ int ring_bytes() const { return p.ring_bytes; }
 
-    // Where a token lies among the new ones; the length is left out.
-    __device__ __forceinline__ Source place(int64_t token) const {
+    __device__ __forceinline__ Source source(int64_t token) const {
         if (p.tokens.starts) return {0, token, 0};
         const bool is_narrow = ((token | p.tokens.total) >> 32) == 0;
         const int64_t sequence = is_narrow ? static_cast<uint32_t>(token) / static_cast<uint32_t>(p.tokens.total)
                                            : token / p.tokens.total;
-        return {sequence, token - sequence * p.tokens.total, 0};
-    }
-    __device__ __forceinline__ Source source(int64_t token) const {
-        Source source = place(token);
-        if (!p.tokens.starts) source.length = number_at(p.cache.lengths, p.cache.lengths_are_wide, source.batch);
-        return source;
+        return {sequence, token - sequence * p.tokens.total, number_at(p.cache.lengths, p.cache.lengths_are_wide, sequence)};
     }
     __device__ __forceinline__ bool is_readable(const Source &) const { return true; }
 
@@ -130,28 +120,12 @@ __device__ __forceinline__ void report_bad_sequences(const longrope_cache &cache
     }
 }
 
-// Asks for the heads of this block's tokens; of the blocks that run first, since the others have nothing to wait for.
-template <class T>
-__device__ __forceinline__ void prefetch_tokens(const AppendWork<T> &work, int64_t first) {
-    if (blockIdx.x >= kAppendBlocksEach * multiprocessors()) return;
-    const int64_t token = first + threadIdx.z;
-    if (token >= work.tokens()) return;
-    const typename AppendWork<T>::Source source = work.place(token);
-    for (int head = threadIdx.x + blockDim.x * threadIdx.y; head < work.heads(); head += blockDim.x * blockDim.y) {
-        prefetch_to_second_level(work.input(source, head), work.head_dim() * sizeof(T));
-    }
-}
-
 template <class T, int N, bool kInterleaved>
 __device__ __forceinline__ void append(const longrope_append_params &p) {
-    const AppendWork<T> work{p};
-    const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.z;
-    // Vectors lie as it takes them.
-    if constexpr (N > 1) prefetch_tokens<T>(work, first);
     wait_for_dependency();
     let_dependents_begin();
     if (blockIdx.x == 0 && p.status) report_bad_sequences(p.cache, p.tokens, p.status);
-    rotate_tokens<T, N, kInterleaved>(work, first);
+    rotate_tokens<T, N, kInterleaved>(AppendWork<T>{p}, static_cast<int64_t>(blockIdx.x) * blockDim.z);
 }
 
 }  // namespace longrope

@@ -3,8 +3,6 @@
 // kernel, without partial results in device memory and without a kernel that merges them; and where a block begins it knows by one
 // division.
 //
-// While the kernel before this one still runs, the second-level cache is asked for the block's first keys and values.
-//
 // Shared memory is that of decode_segment.cuh, and behind it (Inbox), with D the padded head dimension:
 //   parts    kRows * D * 4 and some                   [block][of this block's share of the output, four dimensions]
 //   sums     16 * kRows * 8                           [block][row]: largest logit, sum of weights
@@ -13,7 +11,6 @@
 #include "cluster.cuh"
 #include "decode_segment.cuh"
 #include "dependent_launch.cuh"
-#include "prefetch.cuh"
 
 namespace longrope {
 
@@ -44,36 +41,6 @@ struct ClusterPlace {
                 each + (part < more), p.splits == 1 ? -1 : static_cast<int64_t>(cluster)};
     }
 };
-
-// Asks for the first keys and values of this block, as the sequence is for now.
-template <class T, class Shape>
-__device__ __forceinline__ void prefetch_first(const longrope_decode_params &p, const ClusterPlace &place) {
-    constexpr int kKeys = 128 * 1024 / (Shape::kDim * 4);  // 128 KiB
-    constexpr int kElements = 256 / sizeof(T);             // that one asks for
-    const longrope_cache &cache = p.cache;
-    CachedSequence now;
-    now.length = clamp(number_for_now(cache.lengths, cache.lengths_are_wide, 0), 0, cache.capacity);
-    now.fresh = min(now.length, static_cast<int64_t>(p.tokens.most));
-    const DecodeSegment segment = place.segment(p, now);
-    const int64_t first = segment.first_tile * Shape::kTileKeys;
-    const int count = static_cast<int>(clamp(now.length - first, 0, min(segment.tiles * Shape::kTileKeys, int64_t{kKeys})));
-#pragma unroll 1
-    for (int i = threadIdx.x; i < 2 * count; i += Shape::kThreads) {
-        const bool is_key = i < count;
-        const int64_t key = first + (is_key ? i : i - count);
-        int64_t page = 0, row = key;
-        if (cache.page_table) {
-            const uint32_t at = static_cast<uint32_t>(key), size = static_cast<uint32_t>(cache.page_size);
-            page = __ldcg(cache.page_table + at / size);
-            row = at % size;
-            if (page < 0 || page >= cache.pages) continue;
-        }
-        const int64_t(&stride)[4] = is_key ? cache.k_stride : cache.v_stride;
-        const T *const from = static_cast<const T *>(is_key ? cache.k : cache.v) + page * stride[0] + row * stride[1] +
-                              segment.item.head * stride[2];
-        for (int dim = 0; dim < p.head_dim; dim += kElements) prefetch_256(from + dim);
-    }
-}
 
 // What the blocks of a cluster send to one of them, each of the others and itself.
 template <class Shape>
@@ -142,7 +109,7 @@ template <class T, class Shape, class Rotation>
 __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params &p, const typename Rotation::Params &rotary) {
     extern __shared__ __align__(128) char shared_bytes[];
     const ClusterPlace place(p);
-    prefetch_first<T, Shape>(p, place);
+    fetch_early(p.cache.lengths);
     wait_for_dependency();
     // Not before: a merge reads lengths before it waits for this kernel.
     let_dependents_begin();

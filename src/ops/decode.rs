@@ -189,7 +189,7 @@ impl Decode<'_> {
             sequences.checked_mul(key_heads).and_then(|n| n.checked_mul(sequence_rows.div_ceil(rows)));
         let items = fits(items).ok_or_else(too_many)?;
         let clusters = (sequences == 1 && self.split == Split::Balanced && gpu.has_clusters)
-            .then(|| Clusters::new(items, gpu.multiprocessors))
+            .then(|| Clusters::new(items, self.most_bytes(most), gpu.multiprocessors))
             .flatten();
         let (splits, blocks, slots) = match (self.split, clusters) {
             (Split::Balanced, Some(clusters)) => {
@@ -258,6 +258,13 @@ impl Decode<'_> {
             lse_offset,
             workspace_bytes: (lse_offset + slot_bytes) as usize,
         }))
+    }
+
+    /// Bytes of keys and values that a sequence with so many new tokens may have to read.
+    fn most_bytes(&self, most: usize) -> usize {
+        let capacity = self.cache.capacity();
+        let window = self.window.and_then(|window| usize::try_from(window).ok());
+        self.cache.bytes(window.map_or(capacity, |window| capacity.min(window.saturating_add(most))))
     }
 
     /// What it shares with other attention over a cache.
