@@ -6,7 +6,8 @@
 //
 // The order is that from the last keys to the first, tiles going up. Under a causal mask the items of the first keys are longest, so
 // that a few blocks would still be at work on the last head when there is nothing left for others. So that one goes the other way: from
-// the first keys to the last, tiles going down from the last, which all blocks see.
+// the first keys to the last, tiles going down from the last, which all blocks see. So do some of the last heads, side by side, where
+// one has too few items for all blocks.
 //
 // No block waits for what has not begun: items are drawn in the order of the list, which another kernel writes before, and each comes
 // there after those that it waits for: for dQ items of its own head, whose order in the list is that of its turns, for dK and dV items of
@@ -56,9 +57,13 @@ __device__ __forceinline__ uint32_t turn_of(const GradientItem &item, int tile) 
     return static_cast<uint32_t>(min(max((end - item.see_first - 1) / Shape::kRows, 0), item.others));
 }
 
+// Items that go down, at most, if they are of more than one head: one for each multiprocessor of an H100. Not by those that there are, of
+// which bits would depend.
+constexpr int64_t kItemsDown = 132;
+
 // Writes the list of all items, beginning with zeros: a block takes some of those of a sequence. In sections of heads, as many as keep
 // all multiprocessors at work: of these the last blocks of keys of all come first, so that each comes after those that it waits for. In
-// the last head of a causal mask the first blocks do.
+// the last heads of a causal mask the first blocks do.
 template <class Shape>
 __device__ __forceinline__ void list_items(const longrope_attention_backward_sm90_params &h) {
     const longrope_attention_params &p = h.backward.attention;
@@ -77,7 +82,7 @@ __device__ __forceinline__ void list_items(const longrope_attention_backward_sm9
     const int64_t section = min((h.section_items + blocks - 1) / blocks, all);
     // Heads from this on go down. Not with a window: items are of about one length then, and not all blocks before one see its tiles.
     const bool goes_down = p.causal && p.window == 0 && (!is_packed || sequence + 1 == static_cast<uint32_t>(p.sequences));
-    const int64_t up = goes_down ? all - 1 : all;
+    const int64_t up = goes_down ? all - clamp(kItemsDown / blocks, int64_t{1}, all) : all;
     GradientItem *const list = static_cast<GradientItem *>(h.list);
     for (int64_t i = blockIdx.x % parts * blockDim.x + threadIdx.x; i < blocks * heads; i += parts * blockDim.x) {
         const int64_t number = i / heads, head = i % heads;
