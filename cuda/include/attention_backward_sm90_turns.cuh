@@ -38,9 +38,9 @@ __device__ __forceinline__ void wait_for_turn(const uint32_t *turn, uint32_t cou
     }
 }
 
-// Counts one more that has added. What the copy engine has added comes before, when it has said that it has ended: then it was done in
-// the second-level cache, where all of them add. The fence that would order other memory too waits for all that the multiprocessor has
-// under way, and takes up to a fifth of the rate. What threads have added does not come before without it.
+// Counts one more that has added. What the copy engine has added or written comes before, when it has said that it has ended: then it
+// was done in the second-level cache, where all of them add. The fence that would order other memory too waits for all that the
+// multiprocessor has under way, and takes up to a fifth of the rate. What threads have added does not come before without it.
 __device__ __forceinline__ void pass_turn(uint32_t *turn) {
     asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(turn) : "memory");
 }
@@ -152,7 +152,13 @@ struct Adder {
         barrier_wait(shared.staging_full(), parity);
         parity ^= 1;
         const int at = item.slab_tile + item.in_turn(tile);
-        begin_bulk_add(h.slab + static_cast<int64_t>(at) * (kTileBytes / 4), shared.gradients(2), kTileBytes);
+        float *const to = h.slab + static_cast<int64_t>(at) * (kTileBytes / 4);
+        // The first writes: there are no zeros before.
+        if (turn_of<Shape>(item, item.in_turn(tile)) == 0) {
+            begin_bulk_store(to, shared.gradients(2), kTileBytes);
+        } else {
+            begin_bulk_add(to, shared.gradients(2), kTileBytes);
+        }
         wait_for_bulk_reads();
         barrier_arrive(shared.staging_empty());
         const bool draws = tile == max(item.first, item.end - kDrawn);
