@@ -44,6 +44,12 @@ pub(super) struct FastPlan<'a> {
     bytes: Bytes,
 }
 
+/// Whether sums in one order are faster than those in any, which need zeros before: where there are many short sequences, and one of
+/// their blocks seldom waits for another.
+fn turns_are_faster(heads: usize, longest: usize, head_dim: usize) -> bool {
+    longest <= 2048 && heads >= 128 && kernels::fast(head_dim, true).is_some()
+}
+
 impl<'a> FastPlan<'a> {
     /// The launches that do as `params` say, but for how blocks are numbered; or `None` where the kernels do not take the tensors:
     /// they are bf16, as the other kernels of Hopper take them, and the slab is not too large. `fast`: whether sums may have any
@@ -73,8 +79,9 @@ impl<'a> FastPlan<'a> {
         if q.dtype != Dtype::Bf16 || !is_taken(tensors) {
             return None;
         }
-        let kernel = kernels::fast(q.layout.head_dim(), !fast)?;
         let count = params.attention.sequences as usize;
+        let in_turn = !fast || turns_are_faster(count * q.layout.heads(), longest, q.layout.head_dim());
+        let kernel = kernels::fast(q.layout.head_dim(), in_turn)?;
         let (length, group) = (q.layout.length(), q.layout.heads() / k.layout.heads());
         let tiles = longest.div_ceil(kernel.columns);
         let is_packed = matches!(sequences, Sequences::Packed(_));
@@ -82,7 +89,6 @@ impl<'a> FastPlan<'a> {
             true => (length / rows).checked_add(count),
             false => Some(length.div_ceil(rows)),
         };
-        let in_turn = !fast;
         let slab_tiles = tiles_of(length, kernel.columns)?;
         let keys = k.layout.length();
         let key_tiles = tiles_of(keys, kernel.kernel.rows)?;

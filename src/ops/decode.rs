@@ -338,9 +338,7 @@ impl Plan {
         // SAFETY: the caller's promise; kernels that decode wait before they read, and those with a cluster are made for it.
         match self.cluster {
             None => unsafe { context.launch_dependent(self.kernel, self.grid, params, stream) },
-            Some(size) => unsafe {
-                context.launch_clusters(self.kernel, self.grid, size, params, stream)
-            },
+            Some(size) => unsafe { context.launch_clusters(self.kernel, self.grid, size, params, stream) },
         }
     }
 }

@@ -41,9 +41,17 @@ mod tests {
 
     #[test]
     fn an_item_has_one_cluster_if_half_of_the_multiprocessors_have_a_block_then() {
-        for (items, size, splits) in
-            [(1, 8, 16), (3, 8, 5), (7, 8, 2), (8, 8, 1), (16, 8, 1), (17, 4, 1), (33, 4, 1), (34, 2, 1), (66, 2, 1)]
-        {
+        for (items, size, splits) in [
+            (1, 8, 16),
+            (3, 8, 5),
+            (7, 8, 2),
+            (8, 8, 1),
+            (16, 8, 1),
+            (17, 4, 1),
+            (33, 4, 1),
+            (34, 2, 1),
+            (66, 2, 1),
+        ] {
             assert_eq!(Clusters::new(items, 1 << 20, 132), Some(Clusters { size, splits }), "{items} items");
         }
         assert_eq!(Clusters::new(67, 1 << 20, 132), None);

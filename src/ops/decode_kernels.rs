@@ -118,8 +118,10 @@ pub(super) fn families() -> Vec<Family> {
     let mut families = vec![Family::portable("decode_merge", MERGES.to_vec(), 0)];
     for instances in &KERNELS {
         let [portable, clusters] = [0, 1].map(|i| instances.images[i].into_iter().zip(&instances.kernels[i]));
-        families.extend(portable.map(|(image, kernels)| Family::portable(image, kernels.to_vec(), SHARED_BYTES)));
-        let clusters = clusters.map(|(image, kernels)| Family::hopper(image, kernels.to_vec(), CLUSTER_SHARED_BYTES));
+        families
+            .extend(portable.map(|(image, kernels)| Family::portable(image, kernels.to_vec(), SHARED_BYTES)));
+        let clusters =
+            clusters.map(|(image, kernels)| Family::hopper(image, kernels.to_vec(), CLUSTER_SHARED_BYTES));
         families.extend(clusters.map(|family| Family { in_clusters: true, ..family }));
     }
     families

@@ -89,7 +89,8 @@ fn borders(gpu: &Gpu) {
     for heads in [[8, 1], [9, 3], [8, 8], [12, 12]] {
         for tiles in [1usize, 2, 15, 16, 17, 33] {
             for length in [64 * tiles - 1, 64 * tiles, 64 * tiles + 1] {
-                let problem = Problem { page_size: (tiles % 2 == 0).then_some(64), ..problem(heads, length, 1) };
+                let problem =
+                    Problem { page_size: (tiles % 2 == 0).then_some(64), ..problem(heads, length, 1) };
                 let found = problem.run(gpu, &problem.memory(gpu));
                 assert_eq!(found.status, 0, "{heads:?}, length {length}");
                 let checked = problem.check(&problem.exact(), &found, &[]);
@@ -134,7 +135,8 @@ fn growing(gpu: &Gpu) {
     for heads in [[32, 8], [9, 3], [32, 32]] {
         let problem = problem(heads, 2100, 1);
         let mut memory = problem.memory(gpu);
-        let lengths: Vec<i64> = (0..STEPS).map(|step| [2100, 1, 700, 64][step % 4] + (step as i64 % 3)).collect();
+        let lengths: Vec<i64> =
+            (0..STEPS).map(|step| [2100, 1, 700, 64][step % 4] + (step as i64 % 3)).collect();
         let lengths: Vec<i64> = lengths.into_iter().map(|length| length.min(2100)).collect();
         let mut numbers = problem.numbers(gpu, &memory);
         let decode = problem.decode(gpu, &memory, &numbers);
