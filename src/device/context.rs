@@ -222,11 +222,12 @@ impl Context {
         stream: Stream,
     ) -> Result<(), DeviceError> {
         let kernel = self.kernels.get(name).ok_or(DeviceError::NoDeviceCode)?;
-        // SAFETY: the caller's promise.
-        match kernel.can_wait {
-            true => unsafe { self.launch_with(kernel, grid, &[], params, stream) },
-            false => unsafe { self.launch(name, grid, params, stream) },
+        if !kernel.can_wait {
+            // SAFETY: the caller's promise.
+            return unsafe { self.launch(name, grid, params, stream) };
         }
+        // SAFETY: the caller's promise, and it can wait.
+        unsafe { self.launch_with(kernel, grid, &[], params, stream) }
     }
 
     /// As [`Context::launch_dependent`], in clusters of so many blocks, of which the grid has a multiple.

@@ -335,11 +335,12 @@ impl Plan {
     /// # Safety
     /// `params` must be the block that the kernel takes, with addresses that are valid until it ended.
     unsafe fn launch<P>(&self, context: &Context, params: &P, stream: Stream) -> Result<(), DeviceError> {
-        // SAFETY: the caller's promise; kernels that decode wait before they read, and those with a cluster are made for it.
-        match self.cluster {
-            None => unsafe { context.launch_dependent(self.kernel, self.grid, params, stream) },
-            Some(size) => unsafe { context.launch_clusters(self.kernel, self.grid, size, params, stream) },
-        }
+        let Some(size) = self.cluster else {
+            // SAFETY: the caller's promise; kernels that decode wait before they read.
+            return unsafe { context.launch_dependent(self.kernel, self.grid, params, stream) };
+        };
+        // SAFETY: as above, and the kernel is one of those for clusters.
+        unsafe { context.launch_clusters(self.kernel, self.grid, size, params, stream) }
     }
 }
 
