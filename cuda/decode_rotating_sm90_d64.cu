@@ -3,6 +3,4 @@
 #include "include/decode_sm90.cuh"
 
 LONGROPE_DECODE_ROTATING_SM90(64, bf16, __nv_bfloat16, 8)
-LONGROPE_DECODE_ROTATING_SM90(64, bf16, __nv_bfloat16, 32)
 LONGROPE_DECODE_ROTATING_SM90(64, f16, __half, 8)
-LONGROPE_DECODE_ROTATING_SM90(64, f16, __half, 32)

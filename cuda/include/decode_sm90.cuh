@@ -15,7 +15,7 @@
 namespace longrope {
 
 // Bytes of shared memory behind those of decode_segment.cuh.
-constexpr int kInboxBytes = 13 * 1024;
+constexpr int kInboxBytes = 10 * 1024;
 
 // Where this block stands: clusters are those of the first item, of the second, and so on; the blocks of a cluster and the clusters
 // of an item have equally many tiles, or one more.
@@ -125,7 +125,7 @@ __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params 
 
 }  // namespace longrope
 
-// The kernels of a padded head dimension: element type x rows of queries. Clusters are of 1, 2, 4, 8 or 16 blocks.
+// The kernels of a padded head dimension: element type x rows of queries, which are few. Clusters are of 1, 2, 4, 8 or 16 blocks.
 #define LONGROPE_DECODE_SM90(dim, name, T, rows)                                                                              \
     extern "C" __global__ void __launch_bounds__(longrope::DecodeShape<dim, rows>::kThreads, 2)                               \
         longrope_decode_sm90_d##dim##_##name##_r##rows(const __grid_constant__ longrope_decode_params p) {                    \

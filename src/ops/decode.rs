@@ -9,7 +9,7 @@ use crate::ops::cache_rotary::CacheRotary;
 use crate::ops::cached_attention::{CachedAttention, DecodeTensors, scale_log2};
 use crate::ops::decode_clusters::Clusters;
 use crate::ops::decode_kernels::{
-    Blocks, CLUSTER_SHARED_BYTES, MERGE_THREADS, MERGES, SHARED_BYTES, has_clusters, kernels,
+    CLUSTER_SHARED_BYTES, MERGE_THREADS, MERGES, SHARED_BYTES, has_clusters, kernels,
 };
 use crate::ops::workspace::Workspace;
 
@@ -169,7 +169,8 @@ impl Decode<'_> {
         let group = heads / key_heads;
         let sequence_rows = group * most;
         let kernels = kernels(head_dim)?;
-        let rows = kernels.item_rows(sequence_rows);
+        let (kernel, rows) = kernels.choose(q.dtype, self.rotary.is_some(), sequence_rows);
+        let in_clusters = kernels.choose_for_clusters(q.dtype, self.rotary.is_some(), sequence_rows);
         let slot_rows = rows.min(sequence_rows);
         let fits = |count: Option<usize>| count.filter(|count| *count < 1 << 31);
         let too_many = || {
@@ -188,11 +189,11 @@ impl Decode<'_> {
         let items =
             sequences.checked_mul(key_heads).and_then(|n| n.checked_mul(sequence_rows.div_ceil(rows)));
         let items = fits(items).ok_or_else(too_many)?;
-        let clusters = (sequences == 1 && self.split == Split::Balanced && gpu.has_clusters)
-            .then(|| Clusters::new(items, self.most_bytes(most), gpu.multiprocessors))
-            .flatten();
+        let clusters = in_clusters
+            .filter(|_| sequences == 1 && self.split == Split::Balanced && gpu.has_clusters)
+            .zip(Clusters::new(items, self.most_bytes(most), gpu.multiprocessors));
         let (splits, blocks, slots) = match (self.split, clusters) {
-            (Split::Balanced, Some(clusters)) => {
+            (Split::Balanced, Some((_, clusters))) => {
                 (clusters.splits, clusters.blocks(items), 2 * MAX_BLOCKS as usize)
             }
             (Split::Balanced, None) => (0, gpu.balanced_blocks() as usize, 2 * MAX_BLOCKS as usize),
@@ -239,9 +240,9 @@ impl Decode<'_> {
             merges: merges as i32,
             merges_borders: i32::from(merges_borders),
         };
-        let (kind, shared_bytes) = match clusters {
-            Some(_) => (Blocks::Clusters, CLUSTER_SHARED_BYTES),
-            None => (Blocks::Apart, SHARED_BYTES),
+        let (kernel, shared_bytes) = match clusters {
+            Some((kernel, _)) => (kernel, CLUSTER_SHARED_BYTES),
+            None => (kernel, SHARED_BYTES),
         };
         let grid = Grid { blocks: blocks as u32, threads: [kernels.threads, 1, 1], shared_bytes };
         let merge_grid =
@@ -249,9 +250,9 @@ impl Decode<'_> {
         // One part is the whole.
         let is_merged = splits != 1 && merge_blocks > 0;
         Ok(Some(Plan {
-            kernel: kernels.kernel(kind, q.dtype, self.rotary.is_some(), sequence_rows),
+            kernel,
             grid,
-            cluster: clusters.map(|clusters| clusters.size),
+            cluster: clusters.map(|(_, clusters)| clusters.size),
             merge: is_merged.then(|| (MERGES[usize::from(q.dtype == Dtype::F16)], merge_grid)),
             params,
             rotary: self.rotary.map(|rotary| rotary.params()).transpose()?,
