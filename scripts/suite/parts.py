@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -36,12 +37,17 @@ class Deadline:
         environment |= {"LONGROPE_REQUIRE_GPU": "1", **variables}
         print("$", " ".join(command), flush=True)
         with tempfile.TemporaryFile("w+", errors="replace") as output:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
             try:
                 status = process.wait(max(1.0, self.limit - self.spent()))
-            except subprocess.TimeoutExpired:
-                process.kill()
+            except BaseException as reason:
+                # With what it has begun: a sanitizer's program would go on, and hold the GPU.
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+                if not isinstance(reason, subprocess.TimeoutExpired):
+                    raise
                 status = None
             output.seek(0)
             text = output.read()

@@ -8,6 +8,7 @@ import shutil
 import stat
 import tempfile
 import textwrap
+import time
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -102,6 +103,17 @@ class Tests(Suite):
         self.program("gpu", "exec sleep 30")
         with mock.patch.object(parts.Deadline.__init__, "__defaults__", (1.0,)):
             self.assertEqual(self.run_part("tests")["problems"], ["not done after 1 s"])
+
+    def test_what_a_program_has_begun_ends_with_it(self):
+        self.program("gpu", f"sleep 30 & echo $! > {self.folder}/child; wait")
+        with contextlib.redirect_stdout(io.StringIO()):
+            parts.run("rotary", "tests", self.out, 1.0)
+        child = Path("/proc", (self.folder / "child").read_text().strip())
+        deadline = time.monotonic() + 5
+        # What is left of it may wait to be asked how it ended.
+        while child.exists() and "zombie" not in (child / "status").read_text():
+            self.assertLess(time.monotonic(), deadline, "the child goes on")
+            time.sleep(0.05)
 
     def test_a_limit_may_be_given(self):
         self.program("gpu", "exec sleep 30")
