@@ -46,19 +46,31 @@ __device__ __forceinline__ uint32_t attend_keys(const longrope_decode_params &p,
     loads.start();
     if (rotation.is_bad()) loads.bad = LONGROPE_DEVICE_BAD_CHOICE;
 #pragma unroll
-    for (int i = 0; i < Shape::kStages - 1; ++i) loads.begin(i, i);
+    for (int i = 0; i < Shape::kStages; ++i) {
+        loads.template begin<false>(i, i);
+        loads.template begin<true>(i, i);
+    }
     warp.start(p, item, lane);
     // Keys that every row sees.
     const int64_t whole_first = p.window > 0 ? saturating_sub(length, p.window) : 0, whole_end = item.sequence.first_position() + 1;
     int stage = 0;
     for (int step = 0; step < static_cast<int>(steps); ++step) {
-        async_copy_wait<Shape::kStages - 2>();
-        __syncwarp();  // what all lanes loaded has come, and they are done with the stage before
-        loads.begin(step + Shape::kStages - 1, stage == 0 ? Shape::kStages - 1 : stage - 1);
+        // Keys, and values likewise: what all lanes loaded has come; when they are done with it, its place is filled anew.
+        async_copy_wait<2 * Shape::kStages - 1>();
+        __syncwarp();
         const int64_t at = key + static_cast<int64_t>(step) * Shape::kTileKeys;
         const bool masked = at < whole_first || at + 16 > whole_end;
-        rotation.rotate(rotary, ring + stage * 2 * Shape::kHalfBytes, at, lane);
-        warp.step(p, item, ring + stage * 2 * Shape::kHalfBytes, at, masked, lane);
+        char *const tile = ring + stage * 2 * Shape::kHalfBytes;
+        rotation.rotate(rotary, tile, at, lane);
+        warp.multiply_keys(tile, lane);
+        __syncwarp();
+        loads.template begin<false>(step + Shape::kStages, stage);
+        warp.weigh(p, item, at, masked, lane);
+        async_copy_wait<2 * Shape::kStages - 1>();
+        __syncwarp();
+        warp.add_values(tile, lane);
+        __syncwarp();
+        loads.template begin<true>(step + Shape::kStages, stage);
         stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
     }
     async_copy_wait<0>();
