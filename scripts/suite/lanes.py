@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from .families import ROOT
 from .parts import LIMIT
@@ -19,6 +20,8 @@ from .results import RESULTS, STAMPS, TABLE, kind_of, read_stamps, write_rows, w
 Part = tuple[str, str]
 # What needs a GPU to itself.
 TIMED = ("bench", "peers")
+# What waits until all is compiled that is compiled at first: PyTorch and its libraries take longest.
+PREPARED = ("peers",)
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,11 @@ def phases(gpus: int, side_by_side: int, cores: int, chosen: list[Part]) -> list
 
 
 class Queue:
-    """Parts that are to be run: the longest first, of those that are expected to end in time."""
+    """Parts that are to be run: the longest first, of those that are expected to end in time; peers after all else that is timed."""
 
     def __init__(self, chosen: list[Part], stamps: dict) -> None:
         self.lock = threading.Lock()
-        self.left = sorted(chosen, key=lambda part: -expected_seconds(stamps, part))
+        self.left = sorted(chosen, key=lambda part: (part[1] in PREPARED, -expected_seconds(stamps, part)))
         self.stamps = stamps
 
     def take(self, kinds: str, seconds: float) -> Part | None:
@@ -99,8 +102,13 @@ class SideBySide:
         if watch:
             watch.daemon = True
             watch.start()
+        # On the last GPU, since the first may have times to take.
+        preparing = threading.Thread(target=self.prepare, args=(gpus - 1, list(self.queue.left)))
+        preparing.start()
         for lanes in phases(gpus, side_by_side, os.cpu_count() or 1, list(self.queue.left)):
-            threads = [threading.Thread(target=self.work, args=(lane,)) for lane in lanes]
+            if gpus == 1 and lanes[0].kinds == "timed":
+                preparing.join()
+            threads = [threading.Thread(target=self.work, args=(lane, preparing)) for lane in lanes]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -120,8 +128,17 @@ class SideBySide:
                 # It ends what it has begun.
                 process.terminate()
 
-    def work(self, lane: Lane) -> None:
+    def prepare(self, gpu: int, chosen: list[Part]) -> None:
+        """Has all be compiled that parts compile at first, while others run. What goes wrong shows in those parts."""
+        names = [":".join(part) for part in chosen]
+        with (self.logs / "prepare.txt").open("w") as log:
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
+            self.wait_for(("", "prepare"), [*self.command, *names, "--prepare"], log, environment)
+
+    def work(self, lane: Lane, preparing: threading.Thread) -> None:
         while part := self.queue.take(lane.kinds, self.remaining()):
+            if part[1] in PREPARED:
+                preparing.join()
             began, name = time.monotonic(), ":".join(part)
             is_passed = self.run_part(lane, part)
             seconds = time.monotonic() - began
@@ -142,23 +159,25 @@ class SideBySide:
         folder.mkdir(exist_ok=True)
         pinned = ["taskset", "--cpu-list", ",".join(map(str, lane.cores))] if shutil.which("taskset") else []
         command = [*pinned, *self.command, ":".join(part), "--output", str(folder), "--limit", str(self.limit)]
+        # What is not waited for prepares itself.
+        command += ["--prepared"] if part[1] in PREPARED else []
         with self.log(part).open("w") as log:
-            process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": str(lane.gpu)},
-                cwd=ROOT,
-            )
-            with self.lock:
-                self.running[part] = process
-            if self.remaining() <= 0:
-                self.stop()
-            status = process.wait()
-            with self.lock:
-                del self.running[part]
-                self.merge(folder, part)
+            status = self.wait_for(part, command, log, {**os.environ, "CUDA_VISIBLE_DEVICES": str(lane.gpu)})
+        with self.lock:
+            self.merge(folder, part)
         return status == 0
+
+    def wait_for(self, part: Part, command: list[str], log: IO[str], environment: dict[str, str]) -> int:
+        """The exit status of a command, which is ended when the time is up."""
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+        with self.lock:
+            self.running[part] = process
+        if self.remaining() <= 0:
+            self.stop()
+        status = process.wait()
+        with self.lock:
+            del self.running[part]
+        return status
 
     def merge(self, folder: Path, part: Part) -> None:
         """Takes over what a lane has written of a part."""

@@ -91,15 +91,43 @@ def judge(deadline: Deadline, status: int | None, found: dict[str, int]) -> list
     return reasons or deadline.problem(status)
 
 
-def prepare_tests(family: Family, deadline: Deadline) -> tuple[list[str], float]:
-    """The kernels are loaded, and so compiled, before the tests are listed."""
-    first = [[str(BUNDLE / "gpu"), "--list"]] if family.environment else []
-    return prepare(deadline, *first, **family.environment)
+def preparation(kind: str, family: Family) -> tuple[list[list[str]], dict[str, str]]:
+    """The commands that leave a part nothing to compile, and their environment."""
+    if kind == "peers":
+        return [[*peers_command(family), "--prepare"]], {}
+    if kind == "sanitizer" or not family.environment:
+        return [], {}
+    # The kernels are loaded, and so compiled, before tests are listed or cases run.
+    program = [str(BUNDLE / family.bench), "--test"] if kind == "bench" else [str(BUNDLE / "gpu"), "--list"]
+    return [program], family.environment
+
+
+def peers_command(family: Family) -> list[str]:
+    program = ["python3", str(ROOT / family.peers[0])]
+    return [*program, "--library", str(BUNDLE / "liblongrope.so"), *family.peers_arguments]
+
+
+def prepare_part(kind: str, family: Family, deadline: Deadline, **variables: str) -> tuple[list[str], float]:
+    commands, environment = preparation(kind, family)
+    return prepare(deadline, *commands, **environment, **variables)
+
+
+def prepare_all(chosen: list[tuple[str, str]]) -> list[str]:
+    """Does for several parts at once what each would do before its time. Problems."""
+    problems, done = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, kind in chosen:
+            if preparation(kind, FAMILIES[name]) in done:
+                continue
+            done.append(preparation(kind, FAMILIES[name]))
+            found, _ = prepare_part(kind, FAMILIES[name], Deadline(), CRITERION_HOME=folder)
+            problems += [f"{name}:{kind}: {problem}" for problem in found]
+    return problems
 
 
 def run_tests(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
     """All tests of a family but those of its lengths."""
-    problems, seconds = prepare_tests(family, deadline)
+    problems, seconds = prepare_part("tests", family, deadline)
     skipped = [argument for test in family.lengths for argument in ("--skip", f"{called(name)}::{test}")]
     cases, total = family.cases_tests, {}
     for program in family.programs:
@@ -114,7 +142,7 @@ def run_tests(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
 
 def run_lengths(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
     """The tests that `run_tests` leaves out. The program takes one filter at a time."""
-    problems, seconds = prepare_tests(family, deadline)
+    problems, seconds = prepare_part("lengths", family, deadline)
     passed = {}
     for test in family.lengths:
         status, output = deadline.run([str(BUNDLE / "gpu"), f"{called(name)}::{test}"], **family.environment)
@@ -178,19 +206,15 @@ def run_bench(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
     program = str(BUNDLE / family.bench)
     with tempfile.TemporaryDirectory() as folder:
         # Criterion keeps its own record, and would compare with it.
-        variables = {"CRITERION_HOME": folder, **family.environment}
-        first = [[program, "--test"]] if family.environment else []
-        problems, seconds = prepare(deadline, *first, **variables)
-        status, output = deadline.run([program, "--bench"], **variables)
+        problems, seconds = prepare_part("bench", family, deadline, CRITERION_HOME=folder)
+        status, output = deadline.run([program, "--bench"], CRITERION_HOME=folder, **family.environment)
         problems += deadline.problem(status)
     return {"prepare_seconds": seconds, **collect(name, "bench", output, problems, out)}
 
 
 def run_peers(name: str, family: Family, deadline: Deadline, out: Path) -> dict:
-    program = ["python3", str(ROOT / family.peers[0])]
-    command = [*program, "--library", str(BUNDLE / "liblongrope.so"), *family.peers_arguments]
-    problems, seconds = prepare(deadline, [*command, "--prepare"])
-    status, output = deadline.run(command)
+    problems, seconds = prepare_part("peers", family, deadline)
+    status, output = deadline.run(peers_command(family))
     problems += deadline.problem(status)
     oracles = re.findall(r"^oracle: (.*)", output, re.MULTILINE)
     if not oracles:

@@ -65,7 +65,15 @@ class Runs(unittest.TestCase):
 
     def run_with(self, script, chosen, gpus=2, seconds=None):
         path = self.folder / "suite.py"
-        path.write_text("import os, sys, json, time, pathlib\npart, out = sys.argv[1], pathlib.Path(sys.argv[3])\n" + textwrap.dedent(script))
+        begin = """
+            import os, sys, json, time, pathlib
+            if "--prepare" in sys.argv:
+                time.sleep(1)
+                pathlib.Path(__file__).with_name("prepared").write_text(" ".join(sys.argv[1:-1]))
+                sys.exit()
+            part, out = sys.argv[1], pathlib.Path(sys.argv[3])
+        """
+        path.write_text(textwrap.dedent(begin) + textwrap.dedent(script))
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             run = lanes.SideBySide(chosen, self.folder, 9.0, seconds, [sys.executable, str(path)])
@@ -95,6 +103,17 @@ class Runs(unittest.TestCase):
             self.assertEqual(stamp["limit"], "9.0")
             self.assertLessEqual(set(stamp["cores"]), set(range(os.cpu_count())))
         self.assertIn("7 of 7 parts passed", output)
+
+    def test_peers_wait_for_what_is_compiled_at_first(self):
+        script = textwrap.dedent(self.STAMP) + textwrap.dedent("""
+            is_there = pathlib.Path(__file__).with_name("prepared").exists()
+            sys.exit("--prepared" in sys.argv and not is_there)
+        """)
+        for gpus in (1, 2):
+            (self.folder / "prepared").unlink(missing_ok=True)
+            passed, output = self.run_with(script, TIMED, gpus=gpus)
+            self.assertTrue(passed, output)
+            self.assertEqual(sorted((self.folder / "prepared").read_text().split()), sorted(map(":".join, TIMED)))
 
     def test_rows_of_what_was_timed_are_taken_over(self):
         rows = """

@@ -209,6 +209,18 @@ class Environment(Suite):
         ends = [line.split("liblongrope.so ")[1] for line in self.arguments("python3")]
         self.assertEqual(ends, ["--portable --prepare", "--portable"])
 
+    def test_all_parts_may_be_prepared_before_any_is_run(self):
+        self.program("gpu", "test \"$FORCED\" = 1 || exit 3")
+        self.program("bench", "test \"$FORCED\" = 1 || exit 3")
+        self.program("python3", "exit 5")
+        kinds = ("tests", "lengths", "sanitizer", "bench", "peers")
+        with contextlib.redirect_stdout(io.StringIO()):
+            problems = parts.prepare_all([("rotary", kind) for kind in kinds])
+        self.assertEqual(problems, ["rotary:peers: preparing: exit status 5"])
+        # Tests and those of lengths load the same kernels.
+        self.assertEqual([self.arguments(name) for name in ("gpu", "bench")], [["--list"], ["--test"]])
+        self.assertTrue(self.arguments("python3")[0].endswith("--portable --prepare"))
+
 
 class Sanitizer(Suite):
     def test_every_tool_must_have_found_nothing_in_some_test(self):
