@@ -8,12 +8,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .families import ROOT
+from .families import ROOT, fail
 from .parts import LIMIT
 from .results import RESULTS, STAMPS, TABLE, kind_of, read_stamps, write_rows, write_stamp
 
@@ -95,8 +94,9 @@ class SideBySide:
     def remaining(self) -> float:
         return self.seconds - (time.monotonic() - self.began)
 
-    def run(self, gpus: int, side_by_side: int) -> bool:
-        """Whether all parts were run and passed."""
+    def run(self, visible: list[str], side_by_side: int) -> bool:
+        """Whether all parts were run and passed, on the GPUs of these names."""
+        self.visible, gpus = visible, len(visible)
         print(f"{self.count} parts; their output goes to {self.logs}", flush=True)
         watch = threading.Timer(self.seconds, self.stop) if self.seconds < float("inf") else None
         if watch:
@@ -132,8 +132,7 @@ class SideBySide:
         """Has all be compiled that parts compile at first, while others run. What goes wrong shows in those parts."""
         names = [":".join(part) for part in chosen]
         with (self.logs / "prepare.txt").open("w") as log:
-            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
-            self.wait_for(("", "prepare"), [*self.command, *names, "--prepare"], log, environment)
+            self.wait_for(("", "prepare"), [*self.command, *names, "--prepare"], log, gpu)
 
     def work(self, lane: Lane, preparing: threading.Thread) -> None:
         while part := self.queue.take(lane.kinds, self.remaining()):
@@ -162,13 +161,14 @@ class SideBySide:
         # What is not waited for prepares itself.
         command += ["--prepared"] if part[1] in PREPARED else []
         with self.log(part).open("w") as log:
-            status = self.wait_for(part, command, log, {**os.environ, "CUDA_VISIBLE_DEVICES": str(lane.gpu)})
+            status = self.wait_for(part, command, log, lane.gpu)
         with self.lock:
             self.merge(folder, part)
         return status == 0
 
-    def wait_for(self, part: Part, command: list[str], log: IO[str], environment: dict[str, str]) -> int:
-        """The exit status of a command, which is ended when the time is up."""
+    def wait_for(self, part: Part, command: list[str], log: IO[str], gpu: int) -> int:
+        """The exit status of a command on a GPU, which is ended when the time is up."""
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": self.visible[gpu]}
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
         with self.lock:
             self.running[part] = process
@@ -192,18 +192,19 @@ class SideBySide:
             write_rows(self.out, name, kind, rows)
 
 
-def count_gpus() -> int:
-    """The GPUs of this host that programs may see."""
+def visible_gpus() -> list[str]:
+    """The GPUs of this host that programs may see, as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([number for number in visible.split(",") if number])
+        return [name for name in visible.split(",") if name]
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False).stdout
-    return len(listed.splitlines())
+    return [str(number) for number in range(len(listed.splitlines()))]
 
 
-def run_side_by_side(
-    chosen: list[Part], out: Path, side_by_side: int, limit: float | None, seconds: float | None, gpus: Callable[[], int] = count_gpus
-) -> bool:
+def run_side_by_side(chosen: list[Part], out: Path, side_by_side: int, limit: float | None, seconds: float | None) -> bool:
+    visible = visible_gpus()
+    if not visible:
+        fail("no GPU: CUDA_VISIBLE_DEVICES is empty, or nvidia-smi lists none")
     command = [sys.executable, str(ROOT / "scripts" / "gpu-suite")]
     # Beside others a part takes longer.
-    return SideBySide(chosen, out, limit or LIMIT * side_by_side, seconds, command).run(gpus(), side_by_side)
+    return SideBySide(chosen, out, limit or LIMIT * side_by_side, seconds, command).run(visible, side_by_side)

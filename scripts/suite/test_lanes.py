@@ -51,6 +51,17 @@ class Queues(unittest.TestCase):
         self.assertEqual(queue.take("timed", parts.LIMIT), ("decode", "bench"))
 
 
+class Gpus(unittest.TestCase):
+    def test_those_that_the_environment_names_are_used_by_these_names(self):
+        for value, names in (("2,3", ["2", "3"]), ("GPU-ab", ["GPU-ab"]), ("", [])):
+            with mock.patch.dict("os.environ", {"CUDA_VISIBLE_DEVICES": value}):
+                self.assertEqual(lanes.visible_gpus(), names)
+
+    def test_none_is_an_error(self):
+        with mock.patch.dict("os.environ", {"CUDA_VISIBLE_DEVICES": ""}), self.assertRaisesRegex(SystemExit, "no GPU"):
+            lanes.run_side_by_side(TESTS, Path("/nowhere"), 2, None, None)
+
+
 class Runs(unittest.TestCase):
     """The suite that runs a part is a script of the test."""
 
@@ -78,7 +89,7 @@ class Runs(unittest.TestCase):
         with contextlib.redirect_stdout(output):
             run = lanes.SideBySide(chosen, self.folder, 9.0, seconds, [sys.executable, str(path)])
             self.addCleanup(shutil.rmtree, run.logs)
-            passed = run.run(gpus, 2)
+            passed = run.run([str(gpu) for gpu in range(gpus)], 2)
         return passed, output.getvalue()
 
     STAMP = """
