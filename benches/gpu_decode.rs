@@ -66,11 +66,12 @@ const ROTATING: [Case; 3] = [
     Case { op: "rotate_on_read", length: 2 * MILLION, ..BASE },
 ];
 const MIXED: Case = Case { op: "mixed_lengths", page_size: Some(64), ..BASE };
-const COLD: [Case; 4] = [
+const COLD: [Case; 5] = [
     Case { op: "cold", length: 4096, nodes: 40, goal: Some(10.0), ..BASE },
     Case { op: "cold", length: 16_384, nodes: 40, goal: Some(27.0), ..BASE },
     Case { op: "cold", length: MILLION / 8, heads: [9, 3], head_dim: 64, nodes: 40, ..BASE },
     Case { op: "cold", length: MILLION / 8, heads: [32, 32], nodes: 2, ..BASE },
+    Case { op: "cold", length: MILLION / 8, nodes: 14, ..BASE },
 ];
 
 fn main() {

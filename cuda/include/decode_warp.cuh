@@ -44,23 +44,49 @@ struct DecodeWarp {
     uint32_t q[kN][kSteps][2];
     float output[kSteps][kN][4];
     ColumnState column[kN][2];
+    // Of the step.
+    float s[kN][4], factor[kN][2];
+    uint32_t weights[kN][2];
 
-    __device__ __forceinline__ void start(const longrope_decode_params &p, const DecodeItem &item, int lane) {
-        const uint32_t sign = p.negate ? 0x80008000u : 0;
+    // Where this lane's rows of queries lie; null: there is none.
+    struct Place {
+        const T *row[kN];
+
+        Place() = default;
+        __device__ __forceinline__ Place(const longrope_decode_params &p, const DecodeItem &item, int lane) {
+#pragma unroll
+            for (int n = 0; n < kN; ++n) {
+                const int i = 8 * n + lane / 4;
+                row[n] = i < item.rows ? static_cast<const T *>(p.q) + item.offset(p, p.q_stride, i) + lane % 4 * 2 : nullptr;
+            }
+        }
+    };
+
+    // Asks for the queries.
+    __device__ __forceinline__ void ask(const longrope_decode_params &p, const Place &place) {
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
-            const int row = 8 * n + lane / 4;
-            const T *const from = static_cast<const T *>(p.q) + (row < item.rows ? item.offset(p, p.q_stride, row) : 0);
 #pragma unroll
             for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     const int dim = 16 * step + 8 * half;
                     q[n][step][half] = 0;
-                    if (row < item.rows && dim < p.head_dim) {
-                        q[n][step][half] = *reinterpret_cast<const uint32_t *>(from + dim + lane % 4 * 2) ^ sign;
-                    }
+                    if (place.row[n] && dim < p.head_dim) q[n][step][half] = *reinterpret_cast<const uint32_t *>(place.row[n] + dim);
                 }
+            }
+        }
+    }
+
+    // Takes them when they have come, and begins with nothing summed.
+    __device__ __forceinline__ void start(const longrope_decode_params &p) {
+        const uint32_t sign = p.negate ? 0x80008000u : 0;
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) {
+                q[n][step][0] ^= sign;
+                q[n][step][1] ^= sign;
 #pragma unroll
                 for (int i = 0; i < 4; ++i) output[step][n][i] = 0.0f;
             }
@@ -68,21 +94,29 @@ struct DecodeWarp {
         }
     }
 
-    // Adds 16 keys and values, from `key` on.
-    __device__ __forceinline__ void step(const longrope_decode_params &p, const DecodeItem &item, const char *tile, int64_t key,
-                                         bool masked, int lane) {
-        float s[kN][4];
+    // Logits of 16 keys.
+    __device__ __forceinline__ void multiply_keys(const char *tile, int lane) {
         const uint32_t keys = shared_address(tile) + Layout::at(lane % 16, lane / 16);
+        // Two sums of half of the dimensions each, as a product waits for the one before it that it adds to.
+        float odd[kN][4];
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
             uint32_t a[4];
             load_matrices(a, Layout::advance(keys, 2 * step));
 #pragma unroll
-            for (int n = 0; n < kN; ++n) mma(s[n], a, q[n][step][0], q[n][step][1], step == 0, T());
+            for (int n = 0; n < kN; ++n) mma(step % 2 ? odd[n] : s[n], a, q[n][step][0], q[n][step][1], step < 2, T());
         }
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) s[n][i] += odd[n][i];
+        }
+    }
+
+    // Turns logits into weights; the keys are those from `key` on.
+    __device__ __forceinline__ void weigh(const longrope_decode_params &p, const DecodeItem &item, int64_t key, bool masked,
+                                          int lane) {
         if (masked) mask(s, p, item, key, lane);
-        uint32_t weights[kN][2];
-        float factor[kN][2];
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
             float x[4];
@@ -98,6 +132,10 @@ struct DecodeWarp {
             weights[n][0] = transposed(pack(x[0], x[1], T()));
             weights[n][1] = transposed(pack(x[2], x[3], T()));
         }
+    }
+
+    // Adds the values of those keys.
+    __device__ __forceinline__ void add_values(const char *tile, int lane) {
         const uint32_t values = shared_address(tile) + Shape::kHalfBytes + Layout::at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
