@@ -51,10 +51,11 @@ struct DecodeLoads {
         next_ids = fetch(32);
     }
 
-    // Begins to load the keys and values of a step, if there is one. Steps are to come in order.
+    // Begins to load the keys, or the values, of a step, if there is one. Steps are to come in order, of each the keys first.
+    template <bool kValues>
     __device__ __forceinline__ void begin(int step, int stage) {
         if (step < steps) {
-            if (step % 32 == 0 && step > 0) {
+            if (!kValues && step % 32 == 0 && step > 0) {
                 ids = next_ids;
                 next_ids = fetch(step + 32);
             }
@@ -69,22 +70,15 @@ struct DecodeLoads {
                 bad = LONGROPE_DEVICE_BAD_PAGE;
                 rows = 0;
             }
-            const T *const k = static_cast<const T *>(cache.k) + page * cache.k_stride[0] + row * cache.k_stride[1] +
-                               head * cache.k_stride[2];
-            const T *const v = static_cast<const T *>(cache.v) + page * cache.v_stride[0] + row * cache.v_stride[1] +
-                               head * cache.v_stride[2];
-            const uint32_t to = shared_address(ring) + stage * 2 * Shape::kHalfBytes;
+            const int64_t(&stride)[4] = kValues ? cache.v_stride : cache.k_stride;
+            const T *const from = static_cast<const T *>(kValues ? cache.v : cache.k) + page * stride[0] + row * stride[1] +
+                                  head * stride[2];
+            const uint32_t to = shared_address(ring) + stage * 2 * Shape::kHalfBytes + kValues * Shape::kHalfBytes;
 #pragma unroll
             for (int pass = 0; pass < kPasses; ++pass) {
                 const int i = pass * 32 + lane, r = i / Layout::kChunks, chunk = i % Layout::kChunks;
                 const bool there = r < rows && chunk * 8 < head_dim;
-                async_copy_16_or_zero(to + Layout::at(r, chunk), k + r * cache.k_stride[1] + chunk * 8, there);
-            }
-#pragma unroll
-            for (int pass = 0; pass < kPasses; ++pass) {
-                const int i = pass * 32 + lane, r = i / Layout::kChunks, chunk = i % Layout::kChunks;
-                const bool there = r < rows && chunk * 8 < head_dim;
-                async_copy_16_or_zero(to + Shape::kHalfBytes + Layout::at(r, chunk), v + r * cache.v_stride[1] + chunk * 8, there);
+                async_copy_16_or_zero(to + Layout::at(r, chunk), from + r * stride[1] + chunk * 8, there);
             }
         }
         async_copy_commit();

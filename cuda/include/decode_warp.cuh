@@ -44,6 +44,9 @@ struct DecodeWarp {
     uint32_t q[kN][kSteps][2];
     float output[kSteps][kN][4];
     ColumnState column[kN][2];
+    // Of the step.
+    float s[kN][4], factor[kN][2];
+    uint32_t weights[kN][2];
 
     __device__ __forceinline__ void start(const longrope_decode_params &p, const DecodeItem &item, int lane) {
         const uint32_t sign = p.negate ? 0x80008000u : 0;
@@ -68,10 +71,8 @@ struct DecodeWarp {
         }
     }
 
-    // Adds 16 keys and values, from `key` on.
-    __device__ __forceinline__ void step(const longrope_decode_params &p, const DecodeItem &item, const char *tile, int64_t key,
-                                         bool masked, int lane) {
-        float s[kN][4];
+    // Logits of 16 keys.
+    __device__ __forceinline__ void multiply_keys(const char *tile, int lane) {
         const uint32_t keys = shared_address(tile) + Layout::at(lane % 16, lane / 16);
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
@@ -80,9 +81,12 @@ struct DecodeWarp {
 #pragma unroll
             for (int n = 0; n < kN; ++n) mma(s[n], a, q[n][step][0], q[n][step][1], step == 0, T());
         }
+    }
+
+    // Turns logits into weights; the keys are those from `key` on.
+    __device__ __forceinline__ void weigh(const longrope_decode_params &p, const DecodeItem &item, int64_t key, bool masked,
+                                          int lane) {
         if (masked) mask(s, p, item, key, lane);
-        uint32_t weights[kN][2];
-        float factor[kN][2];
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
             float x[4];
@@ -98,6 +102,10 @@ struct DecodeWarp {
             weights[n][0] = transposed(pack(x[0], x[1], T()));
             weights[n][1] = transposed(pack(x[2], x[3], T()));
         }
+    }
+
+    // Adds the values of those keys.
+    __device__ __forceinline__ void add_values(const char *tile, int lane) {
         const uint32_t values = shared_address(tile) + Shape::kHalfBytes + Layout::at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {

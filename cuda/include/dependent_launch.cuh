@@ -18,4 +18,13 @@ __device__ __forceinline__ void wait_for_dependency() {
 #endif
 }
 
+// Has the second-level cache hold four bytes that are read after the wait, so that they do not come from memory then. What they are now
+// may change until then: they are not used, and pass the first-level cache by, which would keep them.
+__device__ __forceinline__ void fetch_early(const void *at) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    // A load without a use would be none.
+    asm volatile("{ .reg .b32 x; ld.volatile.global.b32 x, [%0]; }" ::"l"(at) : "memory");
+#endif
+}
+
 }  // namespace longrope

@@ -14,7 +14,7 @@
  * Streams     `stream` is a CUstream or cudaStream_t as `void *`. NULL is the legacy default stream, not that of the
  *             thread. A launch runs in the CUDA context of its stream, which need not be the primary one, nor current; for
  *             NULL in the current one, or, where the thread has none, in the primary one of the context's device if that is
- *             in use, as CUDA's runtime has it. What is current stays so.
+ *             in use, as CUDA's runtime has it; a `_validate` on NULL copies in the same. What is current stays so.
  * Launches    A `_run` is asynchronous. It launches at most one kernel (attention, also over a cache: and may clear a
  *             counter in its workspace before, and merge parts after; its gradients: up to five for each group of heads that
  *             its workspace has room for); it allocates nothing
@@ -556,8 +556,8 @@ typedef struct longrope_attention_backward_desc {
 } longrope_attention_backward_desc;
 
 /* In `flags`: sums may have any order, where a kernel makes use of it: those of compute capability 9.0, for BF16. It is faster
- * by a tenth, and beyond a head dimension of 128 more than twice as fast. The bits of gradients may then differ from run to
- * run, within the same bounds. */
+ * by a tenth, and at a head dimension of 256 twice as fast. The bits of gradients may then differ from run to run, within
+ * the same bounds. */
 #define LONGROPE_ATTENTION_BACKWARD_FAST 1u
 
 #define LONGROPE_ATTENTION_BACKWARD_DESC_INIT \
