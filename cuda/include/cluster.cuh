@@ -17,9 +17,7 @@ __device__ __forceinline__ uint32_t cluster_blocks() {
     return blocks;
 }
 
-// A barrier of all threads of the cluster, in two halves. What a thread wrote before it arrived is seen by those that have waited; not
-// so if it arrived relaxed, which does not wait for its writes.
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+// A barrier of all threads of the cluster, in two halves. It does not wait for what a thread wrote before it arrived.
 __device__ __forceinline__ void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
@@ -30,13 +28,17 @@ __device__ __forceinline__ uint32_t in_block(uint32_t address, uint32_t rank) {
     return there;
 }
 
-// Writes to such an address. That block must have begun, and be there still.
-__device__ __forceinline__ void store_in_block(uint32_t address, const float4 &x) {
-    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+// Sends to such an address; it has come when the barrier (mbarrier.cuh) at another such address of the same block has counted its
+// bytes. That block must have begun, and be there until then.
+__device__ __forceinline__ void send_to_block(uint32_t address, const float4 &x, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+                 "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier)
                  : "memory");
 }
-__device__ __forceinline__ void store_in_block(uint32_t address, const float2 &x) {
-    asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x.x), "f"(x.y) : "memory");
+__device__ __forceinline__ void send_to_block(uint32_t address, const float2 &x, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address),
+                 "f"(x.x), "f"(x.y), "r"(barrier)
+                 : "memory");
 }
 
 }  // namespace longrope

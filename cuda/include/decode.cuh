@@ -15,17 +15,16 @@
 #pragma once
 
 #include "decode_segment.cuh"
-#include "dependent_launch.cuh"
 
 namespace longrope {
 
 // Attends to a segment, and writes what comes of it.
 template <class T, class Shape, class Rotation>
 __device__ __forceinline__ void attend_segment(const longrope_decode_params &p, const typename Rotation::Params &rotary,
-                                               const DecodeSegment &segment, int64_t sequence, char *shared) {
+                                               const DecodeSegment &segment, int64_t sequence, char *shared, bool waits) {
     __shared__ WarpSums<Shape> all;
     DecodeWarp<T, Shape> warp;
-    const uint32_t bad = attend_keys<T, Shape, Rotation>(p, rotary, segment, sequence, shared, warp);
+    const uint32_t bad = attend_keys<T, Shape, Rotation>(p, rotary, segment, sequence, shared, warp, waits);
     if (bad && p.status) atomicOr(p.status, bad);
     float *const outputs = reinterpret_cast<float *>(shared);
     // All warps are done with their rings.
@@ -45,78 +44,81 @@ __device__ __forceinline__ void attend_segment(const longrope_decode_params &p, 
     __syncthreads();  // the next segment's loads overwrite what was joined
 }
 
-// The work of a block where each item is split a fixed number of times.
-template <class T, class Shape, class Rotation>
-__device__ __forceinline__ void decode_fixed(const longrope_decode_params &p, const typename Rotation::Params &rotary,
-                                             char *shared) {
-    __shared__ DecodeSegment segment;
-    __shared__ int64_t sequence;
-    if (threadIdx.x == 0) {
+// What a block does, a segment after the other.
+template <class Shape>
+struct BlockWork {
+    WorkPlace place;
+    int64_t tile, end;         // in the line of work
+    int64_t sequence, before;  // of the tile, as far as thread 0 has looked, and the tiles before that sequence
+
+    // To be called by all threads.
+    __device__ __forceinline__ explicit BlockWork(const longrope_decode_params &p) {
+        if (p.splits > 0) {  // one segment, found by its number
+            tile = 0;
+            end = 1;
+            return;
+        }
+        place = find_work<Shape::kThreads>(p, blockIdx.x, -1);
+        const bool has_work = blockIdx.x < place.blocks;
+        tile = has_work ? place.first_tile(blockIdx.x) : 0;
+        end = has_work ? place.first_tile(blockIdx.x + 1) : 0;
+        sequence = place.sequence;
+        before = place.before;
+    }
+
+    __device__ __forceinline__ bool has_more() const { return tile < end; }
+    __device__ __forceinline__ void advance(const longrope_decode_params &p, int64_t tiles) { tile = p.splits > 0 ? end : tile + tiles; }
+
+    // The segment that begins at `tile`, and in `sequence` whose it is.
+    __device__ __forceinline__ DecodeSegment find(const longrope_decode_params &p) {
+        if (p.splits > 0) return find_fixed(p);
+        for (;; ++sequence) {
+            const CachedSequence one(p.cache, p.tokens, sequence);
+            const SequenceWork work(p, one);
+            if (tile - before < work.total) {
+                const int64_t index = quotient(tile - before, work.tiles), first = tile - before - index * work.tiles;
+                const int64_t tiles = min(work.tiles - first, end - tile), block = blockIdx.x;
+                const int64_t slot = tiles == work.tiles ? -1 : first > 0 ? 2 * block : 2 * block + 1;
+                const int64_t head = quotient(index, work.row_tiles);
+                return {DecodeItem(p, one, head, index - head * work.row_tiles), work.first_tile + first, tiles, slot};
+            }
+            before += work.total;
+        }
+    }
+
+    // Where each item is split a fixed number of times; of a bad sequence without rows.
+    __device__ __forceinline__ DecodeSegment find_fixed(const longrope_decode_params &p) {
         const uint32_t row_tiles = most_row_tiles(p), index = blockIdx.x / p.splits, part = blockIdx.x % p.splits;
         const uint32_t head = index / row_tiles;
         sequence = head / p.cache.key_heads;
         const CachedSequence one(p.cache, p.tokens, sequence);
         const SequenceWork work(p, one);
-        if (one.bad && p.status) atomicOr(p.status, one.bad);
-        const int64_t first = quotient(work.tiles * part, p.splits), end = quotient(work.tiles * (part + 1), p.splits);
-        segment = DecodeSegment{DecodeItem(p, one, head % p.cache.key_heads, index % row_tiles), work.first_tile + first,
-                                end - first, p.splits == 1 ? -1 : static_cast<int64_t>(blockIdx.x)};
+        const int64_t first = quotient(work.tiles * part, p.splits), last = quotient(work.tiles * (part + 1), p.splits);
+        return {DecodeItem(p, one, head % p.cache.key_heads, index % row_tiles), work.first_tile + first, last - first,
+                p.splits == 1 ? -1 : static_cast<int64_t>(blockIdx.x)};
     }
-    __syncthreads();
-    if (segment.item.rows > 0) attend_segment<T, Shape, Rotation>(p, rotary, segment, sequence, shared);
-}
-
-// The work of a block where all get as much.
-template <class T, class Shape, class Rotation>
-__device__ __forceinline__ void decode_balanced(const longrope_decode_params &p, const typename Rotation::Params &rotary,
-                                             char *shared) {
-    __shared__ DecodeSegment segment;
-    __shared__ int64_t shared_sequence, shared_before;
-    const WorkPlace place = find_work<Shape::kThreads>(p, blockIdx.x, -1, blockIdx.x == 0);
-    if (blockIdx.x >= place.blocks) return;
-    const int64_t end = place.first_tile(blockIdx.x + 1);
-    int64_t tile = place.first_tile(blockIdx.x);
-    if (threadIdx.x == 0) {
-        shared_sequence = place.sequence;
-        shared_before = place.before;
-    }
-    while (tile < end) {
-        if (threadIdx.x == 0) {
-            int64_t sequence = shared_sequence, before = shared_before;
-            for (;; ++sequence) {
-                const CachedSequence one(p.cache, p.tokens, sequence);
-                const SequenceWork work(p, one);
-                if (tile - before < work.total) {
-                    const int64_t index = quotient(tile - before, work.tiles), first = tile - before - index * work.tiles;
-                    const int64_t tiles = min(work.tiles - first, end - tile), block = blockIdx.x;
-                    const int64_t slot = tiles == work.tiles ? -1 : first > 0 ? 2 * block : 2 * block + 1;
-                    const int64_t head = quotient(index, work.row_tiles);
-                    segment = DecodeSegment{DecodeItem(p, one, head, index - head * work.row_tiles), work.first_tile + first,
-                                            tiles, slot};
-                    break;
-                }
-                before += work.total;
-            }
-            shared_sequence = sequence;
-            shared_before = before;
-        }
-        __syncthreads();
-        tile += segment.tiles;
-        attend_segment<T, Shape, Rotation>(p, rotary, segment, shared_sequence, shared);
-    }
-}
+};
 
 template <class T, class Shape, class Rotation>
 __device__ __forceinline__ void decode(const longrope_decode_params &p, const typename Rotation::Params &rotary) {
     extern __shared__ __align__(128) char shared_bytes[];
-    wait_for_dependency();
-    // Not before: the merge reads lengths before it waits for this kernel.
-    let_dependents_begin();
-    if (p.splits > 0) {
-        decode_fixed<T, Shape, Rotation>(p, rotary, shared_bytes);
-    } else {
-        decode_balanced<T, Shape, Rotation>(p, rotary, shared_bytes);
+    __shared__ DecodeSegment segment;
+    __shared__ int64_t sequence;
+    bool waits = p.settled;
+    if (!waits) pass_on();
+    for (BlockWork<Shape> work(p); work.has_more();) {
+        if (threadIdx.x == 0) {
+            segment = work.find(p);
+            sequence = work.sequence;
+        }
+        __syncthreads();
+        work.advance(p, segment.tiles);
+        if (segment.item.rows <= 0) break;
+        attend_segment<T, Shape, Rotation>(p, rotary, segment, sequence, shared_bytes, waits);
+        waits = false;
     }
+    if (waits) pass_on();
+    if (blockIdx.x == 0 && p.status) report_bad_sequences(p.cache, p.tokens, p.status);
 }
 
 }  // namespace longrope

@@ -30,6 +30,9 @@ template <class T, class Shape>
 struct DecodeLoads {
     using Layout = Tile<Shape::kDim>;
     static constexpr int kPasses = Layout::kChunks / 2;  // chunks of 16 keys that a lane loads
+    // Rows that a warp loads in a pass, where those are whole.
+    static constexpr bool kWholeRows = 32 % Layout::kChunks == 0;
+    static constexpr int kRowsAPass = kWholeRows ? 32 / Layout::kChunks : 1;
 
     const longrope_cache &cache;
     const char *ring;
@@ -37,6 +40,8 @@ struct DecodeLoads {
     int head, head_dim, steps, lane;
     int ids, next_ids;  // pages of 32 steps, and of the 32 after them; lane l has that of step l
     uint32_t bad;       // bits of longrope_device_status
+    // Of the first row of a sequence or page, this lane's first chunk: of keys, of values.
+    const T *first[2];
 
     __device__ __forceinline__ int fetch(int step) const {
         step += lane;
@@ -47,6 +52,9 @@ struct DecodeLoads {
 
     __device__ __forceinline__ void start() {
         bad = 0;
+        const int row = kWholeRows ? lane / Layout::kChunks : 0, dim = kWholeRows ? lane % Layout::kChunks * 8 : 0;
+        first[0] = static_cast<const T *>(cache.k) + head * cache.k_stride[2] + row * cache.k_stride[1] + dim;
+        first[1] = static_cast<const T *>(cache.v) + head * cache.v_stride[2] + row * cache.v_stride[1] + dim;
         ids = fetch(0);
         next_ids = fetch(32);
     }
@@ -71,17 +79,32 @@ struct DecodeLoads {
                 rows = 0;
             }
             const int64_t(&stride)[4] = kValues ? cache.v_stride : cache.k_stride;
-            const T *const from = static_cast<const T *>(kValues ? cache.v : cache.k) + page * stride[0] + row * stride[1] +
-                                  head * stride[2];
-            const uint32_t to = shared_address(ring) + stage * 2 * Shape::kHalfBytes + kValues * Shape::kHalfBytes;
+            copy(shared_address(ring) + stage * 2 * Shape::kHalfBytes + kValues * Shape::kHalfBytes,
+                 first[kValues] + page * stride[0] + row * stride[1], stride[1], rows);
+        }
+        async_copy_commit();
+    }
+
+    // Copies so many rows, and zeros in place of the rest of 16.
+    __device__ __forceinline__ void copy(uint32_t to, const T *from, int64_t row_stride, int rows) const {
+        if constexpr (kWholeRows) {
+            const int row = lane / Layout::kChunks, chunk = lane % Layout::kChunks;
+            const int left = chunk * 8 < head_dim ? rows - row : 0;
+            to += Layout::at(row, chunk);
+#pragma unroll
+            for (int pass = 0; pass < kPasses; ++pass) {
+                // The bits of this row and of the pass are others, so that their swizzles add up.
+                const int r = pass * kRowsAPass;
+                async_copy_16_or_zero((to ^ Layout::swizzle(r) << 4) + r * Layout::kRowBytes, from, r < left);
+                from += kRowsAPass * row_stride;
+            }
+        } else {
 #pragma unroll
             for (int pass = 0; pass < kPasses; ++pass) {
                 const int i = pass * 32 + lane, r = i / Layout::kChunks, chunk = i % Layout::kChunks;
-                const bool there = r < rows && chunk * 8 < head_dim;
-                async_copy_16_or_zero(to + Layout::at(r, chunk), from + r * stride[1] + chunk * 8, there);
+                async_copy_16_or_zero(to + Layout::at(r, chunk), from + r * row_stride + chunk * 8, r < rows && chunk * 8 < head_dim);
             }
         }
-        async_copy_commit();
     }
 };
 

@@ -9,6 +9,7 @@
 
 #include "decode_output.cuh"
 #include "decode_warp.cuh"
+#include "dependent_launch.cuh"
 #include "key_rotation.cuh"
 
 namespace longrope {
@@ -20,11 +21,19 @@ struct DecodeSegment {
     int64_t slot;               // of the partial result, or -1: it is the whole
 };
 
-// Sums the keys of a segment, in `warp`; returns bits of longrope_device_status.
+// Waits for the kernel before this one, and lets the one after it begin. Not before: a merge reads lengths before it waits for this
+// kernel.
+__device__ __forceinline__ void pass_on() {
+    wait_for_dependency();
+    let_dependents_begin();
+}
+
+// Sums the keys of a segment, in `warp`; returns bits of longrope_device_status. `waits`: the kernel before this one has not been waited
+// for; what is settled is asked for first.
 template <class T, class Shape, class Rotation>
 __device__ __forceinline__ uint32_t attend_keys(const longrope_decode_params &p, const typename Rotation::Params &rotary,
                                                 const DecodeSegment &segment, int64_t sequence, char *shared,
-                                                DecodeWarp<T, Shape> &warp) {
+                                                DecodeWarp<T, Shape> &warp, bool waits) {
     const int lane = threadIdx.x % 32, number = threadIdx.x / 32;
     const DecodeItem &item = segment.item;
     const int64_t length = item.sequence.length;
@@ -37,18 +46,22 @@ __device__ __forceinline__ uint32_t attend_keys(const longrope_decode_params &p,
         --steps;
     }
     if (steps > 0 && key + (steps - 1) * Shape::kTileKeys >= length) --steps;
-    Rotation rotation(rotary, length, sequence, lane);
-    if (rotation.is_bad()) steps = 0;
 
     char *const ring = shared + number * Shape::kStages * 2 * Shape::kHalfBytes;
-    DecodeLoads<T, Shape> loads = {p.cache, ring, sequence, length, key, item.head, p.head_dim, static_cast<int>(steps), lane,
-                                   0,       0,    0};
+    DecodeLoads<T, Shape> loads = {p.cache, ring, sequence, length, key, item.head, p.head_dim, static_cast<int>(steps), lane};
     loads.start();
-    if (rotation.is_bad()) loads.bad = LONGROPE_DEVICE_BAD_CHOICE;
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < Shape::kStages; ++i) {
+        // Of new tokens among its keys.
+        if (waits && key + i * Shape::kTileKeys + 16 > item.sequence.first_position()) wait_for_dependency();
         loads.template begin<false>(i, i);
         loads.template begin<true>(i, i);
+    }
+    Rotation rotation(rotary, length, sequence, lane);
+    if (waits) pass_on();
+    if (rotation.is_bad()) {
+        loads.bad = LONGROPE_DEVICE_BAD_CHOICE;
+        steps = 0;
     }
     warp.start(p, item, lane);
     // Keys that every row sees.

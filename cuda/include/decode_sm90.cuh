@@ -10,7 +10,7 @@
 
 #include "cluster.cuh"
 #include "decode_segment.cuh"
-#include "dependent_launch.cuh"
+#include "mbarrier.cuh"
 
 namespace longrope {
 
@@ -50,77 +50,109 @@ struct Inbox {
     float2 sums[kBlocks][Shape::kRows];
 };
 
-// Joins the blocks of the cluster, and writes what comes of it. To be called by all of them, after they have arrived once.
+// How the output of an item is shared among the blocks of its cluster: by four dimensions, of which a block has `each` or fewer.
+struct ClusterShares {
+    int rows, quarters, blocks, rank;  // `quarters`: of a row
+    int count, each;
+
+    __device__ __forceinline__ ClusterShares(const longrope_decode_params &p, const DecodeSegment &segment)
+        : rows(segment.item.rows), quarters(p.head_dim / 4), blocks(cluster_blocks()), rank(cluster_rank()), count(rows * quarters),
+          each((count + blocks - 1) / blocks) {}
+
+    // This block's.
+    __device__ __forceinline__ int first() const { return rank * each; }
+    __device__ __forceinline__ int mine() const { return clamp(count - first(), 0, each); }
+    // Bytes that come to it.
+    __device__ __forceinline__ int bytes() const {
+        return blocks * (rows * static_cast<int>(sizeof(float2)) + mine() * static_cast<int>(sizeof(float4)));
+    }
+};
+
+// Sends what this block has summed to all of the cluster, which have begun; `all` and `outputs`: what its warps have put there.
 template <class T, class Shape>
-__device__ __forceinline__ void finish_in_cluster(const longrope_decode_params &p, const DecodeSegment &segment,
-                                                  const DecodeWarp<T, Shape> &warp, char *shared, uint32_t bad) {
-    __shared__ WarpSums<Shape> all;
-    static_assert(sizeof(Inbox<Shape>) <= kInboxBytes);
-    Inbox<Shape> &inbox = *reinterpret_cast<Inbox<Shape> *>(shared + Shape::kSharedBytes);
-    const int thread = threadIdx.x, quarters = p.head_dim / 4, rows = segment.item.rows;
-    const int blocks = static_cast<int>(cluster_blocks()), rank = static_cast<int>(cluster_rank());
-    // Of the output, by four dimensions, a block has `each`.
-    const int count = rows * quarters, each = (count + blocks - 1) / blocks;
-    float *const outputs = reinterpret_cast<float *>(shared);
-    if (bad && p.status) atomicOr(p.status, bad);
-    const bool is_bad = __syncthreads_or(bad != 0);  // all warps are done with their rings
-    put_sums<T, Shape>(warp, outputs, all);
-    __syncthreads();
-    cluster_wait();  // all blocks have begun
-    for (int i = thread; i < rows * blocks; i += Shape::kThreads) {
-        const int row = i / blocks, peer = i % blocks;
+__device__ __forceinline__ void send_sums(const ClusterShares &shares, const float *outputs, const WarpSums<Shape> &all,
+                                          Inbox<Shape> &inbox, uint32_t barrier, bool is_bad) {
+    const int thread = threadIdx.x;
+    for (int i = thread; i < shares.rows * shares.blocks; i += Shape::kThreads) {
+        const int row = i / shares.blocks, peer = i % shares.blocks;
         const RowSums sums = sum_warps<Shape>(all, row);
         const float2 sent = make_float2(sums.largest, is_bad ? __uint_as_float(kBadPart) : sums.sum);
-        store_in_block(in_block(shared_address(&inbox.sums[rank][row]), peer), sent);
+        send_to_block(in_block(shared_address(&inbox.sums[shares.rank][row]), peer), sent, in_block(barrier, peer));
     }
-    for (int i = thread; i < count; i += Shape::kThreads) {
-        const RowSums sums = join_warps<Shape>(outputs, all, i / quarters, i % quarters * 4);
-        const int peer = i / each;
-        store_in_block(in_block(shared_address(&inbox.parts[rank * each + i - peer * each]), peer),
-                       make_float4(sums.x[0], sums.x[1], sums.x[2], sums.x[3]));
+    for (int i = thread; i < shares.count; i += Shape::kThreads) {
+        const RowSums sums = join_warps<Shape>(outputs, all, i / shares.quarters, i % shares.quarters * 4);
+        const int peer = i / shares.each;
+        send_to_block(in_block(shared_address(&inbox.parts[shares.rank * shares.each + i - peer * shares.each]), peer),
+                      make_float4(sums.x[0], sums.x[1], sums.x[2], sums.x[3]), in_block(barrier, peer));
     }
-    cluster_arrive();
-    cluster_wait();
+}
 
-    // For four dimensions there are as many lanes as blocks; each reads what one has sent.
-    const int peer = thread % blocks, end = min(each, count - rank * each);
+// Joins what has come, and writes it. For four dimensions there are as many lanes as blocks, or more; each takes what one has sent.
+template <class T, class Shape>
+__device__ __forceinline__ void join_blocks(const longrope_decode_params &p, const DecodeSegment &segment, const ClusterShares &shares,
+                                            const Inbox<Shape> &inbox) {
+    const int lanes = 1 << (32 - __clz(shares.blocks - 1));
+    const int peer = threadIdx.x % lanes, end = shares.mine();
     bool refused = false;
-    for (int base = 0; base < end && !refused; base += Shape::kThreads / blocks) {
-        const int at = base + thread / blocks, i = rank * each + at, row = min(i / quarters, rows - 1);
-        const float2 sums = inbox.sums[peer][row];
+    for (int base = 0; base < end && !refused; base += Shape::kThreads / lanes) {
+        const int at = base + threadIdx.x / lanes, i = shares.first() + at, row = min(i / shares.quarters, shares.rows - 1);
+        const float2 sums = peer < shares.blocks ? inbox.sums[peer][row] : make_float2(-INFINITY, 0.0f);
         refused = __any_sync(0xffffffff, __float_as_uint(sums.y) == kBadPart);
         RowSums total;
         total.largest = sums.x;
-        for (int distance = blocks / 2; distance > 0; distance /= 2) {
+        for (int distance = lanes / 2; distance > 0; distance /= 2) {
             total.largest = fmaxf(total.largest, __shfl_xor_sync(0xffffffff, total.largest, distance));
         }
-        total.add(inbox.parts[peer * each + min(at, each - 1)], sums.y, sums.x);
-        for (int distance = blocks / 2; distance > 0; distance /= 2) {
+        total.add(inbox.parts[min(peer, shares.blocks - 1) * shares.each + min(at, shares.each - 1)], sums.y, sums.x);
+        for (int distance = lanes / 2; distance > 0; distance /= 2) {
             total.sum += __shfl_xor_sync(0xffffffff, total.sum, distance);
 #pragma unroll
             for (int j = 0; j < 4; ++j) total.x[j] += __shfl_xor_sync(0xffffffff, total.x[j], distance);
         }
-        if (at < end && peer == 0 && !refused) write_row<T>(p, segment, row, (i - row * quarters) * 4, total);
+        if (at < end && peer == 0 && !refused) write_row<T>(p, segment, row, (i - row * shares.quarters) * 4, total);
     }
-    if (refused && rank == 0) mark_bad(p, segment);
+    if (refused && shares.rank == 0) mark_bad(p, segment);
 }
 
 template <class T, class Shape, class Rotation>
 __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params &p, const typename Rotation::Params &rotary) {
     extern __shared__ __align__(128) char shared_bytes[];
     const ClusterPlace place(p);
-    fetch_early(p.cache.lengths);
-    wait_for_dependency();
-    // Not before: a merge reads lengths before it waits for this kernel.
-    let_dependents_begin();
+    if (!p.settled) {
+        fetch_early(p.cache.lengths);
+        pass_on();
+    }
     const CachedSequence sequence(p.cache, p.tokens, 0);
-    if (sequence.bad && blockIdx.x == 0 && threadIdx.x == 0 && p.status) atomicOr(p.status, sequence.bad);
     const DecodeSegment segment = place.segment(p, sequence);
-    if (segment.item.rows <= 0) return;  // as all blocks of the cluster
+    if (segment.item.rows <= 0) {  // as all blocks of the cluster
+        if (p.settled) pass_on();
+        if (sequence.bad && blockIdx.x == 0 && threadIdx.x == 0 && p.status) atomicOr(p.status, sequence.bad);
+        return;
+    }
+    __shared__ uint64_t inbox_barrier;
+    __shared__ WarpSums<Shape> all;
+    Inbox<Shape> &inbox = *reinterpret_cast<Inbox<Shape> *>(shared_bytes + Shape::kSharedBytes);
+    static_assert(sizeof(Inbox<Shape>) <= kInboxBytes);
+    const ClusterShares shares(p, segment);
+    const uint32_t barrier = shared_address(&inbox_barrier);
+    if (threadIdx.x == 0) {
+        barrier_init(barrier, 1);
+        barrier_init_done();
+        barrier_expect(barrier, shares.bytes());
+    }
     cluster_arrive_relaxed();
     DecodeWarp<T, Shape> warp;
-    const uint32_t bad = attend_keys<T, Shape, Rotation>(p, rotary, segment, 0, shared_bytes, warp);
-    finish_in_cluster<T, Shape>(p, segment, warp, shared_bytes, bad);
+    const uint32_t bad = attend_keys<T, Shape, Rotation>(p, rotary, segment, 0, shared_bytes, warp, p.settled);
+    if (bad && p.status) atomicOr(p.status, bad);
+    const bool is_bad = __syncthreads_or(bad != 0);  // all warps are done with their rings
+    float *const outputs = reinterpret_cast<float *>(shared_bytes);
+    put_sums<T, Shape>(warp, outputs, all);
+    __syncthreads();
+    cluster_wait();  // all blocks have begun
+    send_sums<T, Shape>(shares, outputs, all, inbox, barrier, is_bad);
+    // What others are sent they wait for themselves; so this block may end when all has come that is sent to it.
+    barrier_wait(barrier, 0);
+    join_blocks<T, Shape>(p, segment, shares, inbox);
 }
 
 }  // namespace longrope

@@ -74,12 +74,19 @@ struct DecodeWarp {
     // Logits of 16 keys.
     __device__ __forceinline__ void multiply_keys(const char *tile, int lane) {
         const uint32_t keys = shared_address(tile) + Layout::at(lane % 16, lane / 16);
+        // Two sums of half of the dimensions each, as a product waits for the one before it that it adds to.
+        float odd[kN][4];
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
             uint32_t a[4];
             load_matrices(a, Layout::advance(keys, 2 * step));
 #pragma unroll
-            for (int n = 0; n < kN; ++n) mma(s[n], a, q[n][step][0], q[n][step][1], step == 0, T());
+            for (int n = 0; n < kN; ++n) mma(step % 2 ? odd[n] : s[n], a, q[n][step][0], q[n][step][1], step < 2, T());
+        }
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) s[n][i] += odd[n][i];
         }
     }
 

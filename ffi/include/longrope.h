@@ -764,7 +764,7 @@ typedef struct longrope_decode_desc {
                                                * around it */
     float scale;                              /* what the logits are multiplied by. 0: 1 / sqrt(head dimension), so 0
                                                * itself can't be asked for */
-    uint32_t flags;                           /* none is defined yet */
+    uint32_t flags;                           /* LONGROPE_DECODE_SETTLED, or 0 */
     int64_t window;                           /* a query sees keys less than this many positions back (so 1 is its own
                                                * alone). 0: all */
     longrope_new_tokens tokens;               /* which tokens the queries are */
@@ -776,6 +776,13 @@ typedef struct longrope_decode_desc {
 
 #define LONGROPE_DECODE_DESC_INIT \
     { sizeof(longrope_decode_desc), 0, 0.0f, 0, 0, {0, 0, NULL, 0}, NULL, NULL }
+
+/* In `flags`: a promise of what the launch just before on the stream writes. Of all that decoding reads, it is at most the
+ * queries, and the keys and values of the new tokens, as longrope_append_run does. Earlier keys and values are then read
+ * while that launch still runs, and lengths, the page table and numbers of sets before it has ended. If that launch itself
+ * lets others begin before it has waited for the one before it, the promise is of that one too. Where it is broken, what
+ * is read may be what was there before. Without the flag nothing is read before the launch has ended. */
+#define LONGROPE_DECODE_SETTLED 1u
 
 /* What decoding and prefill read and write beside the cache. Query head h reads key head
  * h / (query heads / key heads). The outputs overlap neither each other nor the inputs. */

@@ -34,6 +34,12 @@ pub struct Decode<'a> {
     pub window: Option<u64>,
     /// How the keys of a sequence are divided among blocks.
     pub split: Split,
+    /// The caller's promise of what the launch just before this one on the stream writes: of all that this one reads, at most the
+    /// queries, and the keys and values of the new tokens, as [`Append`](crate::ops::Append) does. Earlier keys and values are then
+    /// read while that launch still runs, and lengths, the page table and choices of sets before it has ended. If that launch itself
+    /// lets others begin before it has waited for the one before it, the promise is of that one too. Where it is broken, what is
+    /// read may be what was there before. `false`: nothing is read before the launch has ended.
+    pub settled: bool,
     /// The address of a `u32` in which the kernel sets bits ([`BAD_LENGTH`](crate::ops::BAD_LENGTH),
     /// [`BAD_PAGE`](crate::ops::BAD_PAGE), [`BAD_SEQUENCE`](crate::ops::BAD_SEQUENCE), [`BAD_CHOICE`](crate::ops::BAD_CHOICE)); it
     /// clears none. The rows of a bad sequence are not written.
@@ -68,6 +74,7 @@ impl Decode<'_> {
             scale: None,
             window: None,
             split: Split::Balanced,
+            settled: false,
             status: None,
         }
     }
@@ -239,6 +246,7 @@ impl Decode<'_> {
             negate: i32::from(scale < 0.0),
             merges: merges as i32,
             merges_borders: i32::from(merges_borders),
+            settled: i32::from(self.settled),
         };
         let (kernel, shared_bytes) = match clusters {
             Some((kernel, _)) => (kernel, CLUSTER_SHARED_BYTES),
