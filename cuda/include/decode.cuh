@@ -24,7 +24,9 @@ __device__ __forceinline__ void attend_segment(const longrope_decode_params &p, 
                                                const DecodeSegment &segment, int64_t sequence, char *shared, bool waits) {
     __shared__ WarpSums<Shape> all;
     DecodeWarp<T, Shape> warp;
-    const uint32_t bad = attend_keys<T, Shape, Rotation>(p, rotary, segment, sequence, shared, warp, waits);
+    if (!waits) warp.ask(p, segment.item, threadIdx.x % 32);
+    DecodeLoads<T, Shape> loads = begin_keys<T, Shape>(p, segment, sequence, shared, waits);
+    const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, segment, loads, warp, waits);
     if (bad && p.status) atomicOr(p.status, bad);
     float *const outputs = reinterpret_cast<float *>(shared);
     // All warps are done with their rings.
@@ -35,11 +37,12 @@ __device__ __forceinline__ void attend_segment(const longrope_decode_params &p, 
     }
     put_sums<T, Shape>(warp, outputs, all);
     __syncthreads();
-    const int quarters = p.head_dim / 4;
-    for (int i = threadIdx.x; i < segment.item.rows * quarters; i += Shape::kThreads) {
-        const int row = i / quarters, dim = i % quarters * 4;
-        RowSums sums = join_warps<Shape>(outputs, all, row, dim);
-        write_row<T>(p, segment, row, dim, sums);
+    for (int row = threadIdx.x / 32; row < segment.item.rows; row += Shape::kWarps) {
+        const WarpWeights<Shape> weights(all, row);
+        for (int dim = threadIdx.x % 32 * 4; dim < p.head_dim; dim += 128) {
+            RowSums sums = weights.join(outputs, row, dim);
+            write_row<T>(p, segment, row, dim, sums);
+        }
     }
     __syncthreads();  // the next segment's loads overwrite what was joined
 }

@@ -34,7 +34,7 @@ struct DecodeLoads {
     static constexpr bool kWholeRows = 32 % Layout::kChunks == 0;
     static constexpr int kRowsAPass = kWholeRows ? 32 / Layout::kChunks : 1;
 
-    const longrope_cache &cache;
+    const longrope_cache *cache;
     const char *ring;
     int64_t sequence, length, first_key;
     int head, head_dim, steps, lane;
@@ -45,16 +45,16 @@ struct DecodeLoads {
 
     __device__ __forceinline__ int fetch(int step) const {
         step += lane;
-        if (!cache.page_table || step >= steps) return 0;
+        if (!cache->page_table || step >= steps) return 0;
         const uint32_t key = static_cast<uint32_t>(first_key) + step * Shape::kTileKeys;
-        return cache.page_table[sequence * cache.table_stride + key / static_cast<uint32_t>(cache.page_size)];
+        return cache->page_table[sequence * cache->table_stride + key / static_cast<uint32_t>(cache->page_size)];
     }
 
     __device__ __forceinline__ void start() {
         bad = 0;
         const int row = kWholeRows ? lane / Layout::kChunks : 0, dim = kWholeRows ? lane % Layout::kChunks * 8 : 0;
-        first[0] = static_cast<const T *>(cache.k) + head * cache.k_stride[2] + row * cache.k_stride[1] + dim;
-        first[1] = static_cast<const T *>(cache.v) + head * cache.v_stride[2] + row * cache.v_stride[1] + dim;
+        first[0] = static_cast<const T *>(cache->k) + head * cache->k_stride[2] + row * cache->k_stride[1] + dim;
+        first[1] = static_cast<const T *>(cache->v) + head * cache->v_stride[2] + row * cache->v_stride[1] + dim;
         ids = fetch(0);
         next_ids = fetch(32);
     }
@@ -69,16 +69,16 @@ struct DecodeLoads {
             }
             const int64_t key = first_key + static_cast<int64_t>(step) * Shape::kTileKeys;
             int64_t page = sequence, row = key;
-            if (cache.page_table) {
+            if (cache->page_table) {
                 page = __shfl_sync(0xffffffff, ids, step % 32);
-                row = static_cast<uint32_t>(key) % static_cast<uint32_t>(cache.page_size);
+                row = static_cast<uint32_t>(key) % static_cast<uint32_t>(cache->page_size);
             }
             int rows = static_cast<int>(min(length - key, int64_t{16}));
-            if (page < 0 || page >= cache.pages) {
+            if (page < 0 || page >= cache->pages) {
                 bad = LONGROPE_DEVICE_BAD_PAGE;
                 rows = 0;
             }
-            const int64_t(&stride)[4] = kValues ? cache.v_stride : cache.k_stride;
+            const int64_t(&stride)[4] = kValues ? cache->v_stride : cache->k_stride;
             copy(shared_address(ring) + stage * 2 * Shape::kHalfBytes + kValues * Shape::kHalfBytes,
                  first[kValues] + page * stride[0] + row * stride[1], stride[1], rows);
         }

@@ -28,12 +28,11 @@ __device__ __forceinline__ void pass_on() {
     let_dependents_begin();
 }
 
-// Sums the keys of a segment, in `warp`; returns bits of longrope_device_status. `waits`: the kernel before this one has not been waited
-// for; what is settled is asked for first.
-template <class T, class Shape, class Rotation>
-__device__ __forceinline__ uint32_t attend_keys(const longrope_decode_params &p, const typename Rotation::Params &rotary,
-                                                const DecodeSegment &segment, int64_t sequence, char *shared,
-                                                DecodeWarp<T, Shape> &warp, bool waits) {
+// The loads of this warp's keys of a segment, of which as many have begun as its ring has room for. `waits`: the kernel before this one
+// has not been waited for; it is, before what that may write is asked for.
+template <class T, class Shape>
+__device__ __forceinline__ DecodeLoads<T, Shape> begin_keys(const longrope_decode_params &p, const DecodeSegment &segment,
+                                                            int64_t sequence, char *shared, bool waits) {
     const int lane = threadIdx.x % 32, number = threadIdx.x / 32;
     const DecodeItem &item = segment.item;
     const int64_t length = item.sequence.length;
@@ -46,9 +45,8 @@ __device__ __forceinline__ uint32_t attend_keys(const longrope_decode_params &p,
         --steps;
     }
     if (steps > 0 && key + (steps - 1) * Shape::kTileKeys >= length) --steps;
-
     char *const ring = shared + number * Shape::kStages * 2 * Shape::kHalfBytes;
-    DecodeLoads<T, Shape> loads = {p.cache, ring, sequence, length, key, item.head, p.head_dim, static_cast<int>(steps), lane};
+    DecodeLoads<T, Shape> loads = {&p.cache, ring, sequence, length, key, item.head, p.head_dim, static_cast<int>(steps), lane};
     loads.start();
 #pragma unroll 1
     for (int i = 0; i < Shape::kStages; ++i) {
@@ -57,23 +55,38 @@ __device__ __forceinline__ uint32_t attend_keys(const longrope_decode_params &p,
         loads.template begin<false>(i, i);
         loads.template begin<true>(i, i);
     }
-    Rotation rotation(rotary, length, sequence, lane);
-    if (waits) pass_on();
+    return loads;
+}
+
+// Sums the keys of a segment, whose loads have begun, in `warp`, which has asked for its queries, or does so after the kernel before
+// this one if it `waits`; returns bits of longrope_device_status.
+template <class T, class Shape, class Rotation>
+__device__ __forceinline__ uint32_t sum_keys(const longrope_decode_params &p, const typename Rotation::Params &rotary,
+                                             const DecodeSegment &segment, DecodeLoads<T, Shape> &loads, DecodeWarp<T, Shape> &warp,
+                                             bool waits) {
+    const DecodeItem &item = segment.item;
+    const int lane = loads.lane;
+    const int64_t length = item.sequence.length;
+    Rotation rotation(rotary, length, loads.sequence, lane);
+    if (waits) {
+        pass_on();
+        warp.ask(p, item, lane);
+    }
     if (rotation.is_bad()) {
         loads.bad = LONGROPE_DEVICE_BAD_CHOICE;
-        steps = 0;
+        loads.steps = 0;
     }
-    warp.start(p, item, lane);
+    warp.start(p);
     // Keys that every row sees.
     const int64_t whole_first = p.window > 0 ? saturating_sub(length, p.window) : 0, whole_end = item.sequence.first_position() + 1;
     int stage = 0;
-    for (int step = 0; step < static_cast<int>(steps); ++step) {
+    for (int step = 0; step < loads.steps; ++step) {
         // Keys, and values likewise: what all lanes loaded has come; when they are done with it, its place is filled anew.
         async_copy_wait<2 * Shape::kStages - 1>();
         __syncwarp();
-        const int64_t at = key + static_cast<int64_t>(step) * Shape::kTileKeys;
+        const int64_t at = loads.first_key + static_cast<int64_t>(step) * Shape::kTileKeys;
         const bool masked = at < whole_first || at + 16 > whole_end;
-        char *const tile = ring + stage * 2 * Shape::kHalfBytes;
+        char *const tile = const_cast<char *>(loads.ring) + stage * 2 * Shape::kHalfBytes;
         rotation.rotate(rotary, tile, at, lane);
         warp.multiply_keys(tile, lane);
         __syncwarp();
@@ -125,13 +138,12 @@ __device__ __forceinline__ void put_sums(const DecodeWarp<T, Shape> &warp, float
 struct RowSums {
     float x[4] = {}, sum = 0.0f, largest = -INFINITY;
 
-    // Adds what was summed beside another largest logit, which is not above this one's.
-    __device__ __forceinline__ void add(const float4 &part, float part_sum, float part_largest) {
-        if (part_largest == -INFINITY) {
-            sum += part_sum;  // 0, or the NaN of a logit
-            return;
-        }
-        const float weight = exp2f(part_largest - largest);
+    // The weight beside `largest` of what was summed beside another largest logit, which is not above it; 0 for no logits.
+    __device__ __forceinline__ float weight_of(float part_largest) const {
+        return exp2_approx(part_largest - (largest == -INFINITY ? 0.0f : largest));
+    }
+
+    __device__ __forceinline__ void add(const float4 &part, float part_sum, float weight) {
         sum = fmaf(weight, part_sum, sum);
         x[0] = fmaf(weight, part.x, x[0]);
         x[1] = fmaf(weight, part.y, x[1]);
@@ -149,29 +161,35 @@ struct RowSums {
     }
 };
 
-// Joins what the warps have put there; `part`: four dimensions of the values that a warp has summed.
-template <class Shape, class Part>
-__device__ __forceinline__ RowSums join_warps(const WarpSums<Shape> &all, int row, const Part &part) {
-    RowSums joined;
-#pragma unroll
-    for (int w = 0; w < Shape::kWarps; ++w) joined.largest = fmaxf(joined.largest, all.maxima[w][row]);
-#pragma unroll
-    for (int w = 0; w < Shape::kWarps; ++w) joined.add(part(w), all.sums[w][row], all.maxima[w][row]);
-    return joined;
-}
-
+// How the results of the warps are joined, of one row.
 template <class Shape>
-__device__ __forceinline__ RowSums join_warps(const float *outputs, const WarpSums<Shape> &all, int row, int dim) {
-    return join_warps<Shape>(all, row, [&](int w) {
-        return *reinterpret_cast<const float4 *>(outputs + (w * Shape::kRows + row) * Shape::kOutputStride + dim);
-    });
-}
+struct WarpWeights {
+    float largest, weight[Shape::kWarps], sum[Shape::kWarps];
 
-// The weights alone.
-template <class Shape>
-__device__ __forceinline__ RowSums sum_warps(const WarpSums<Shape> &all, int row) {
-    return join_warps<Shape>(all, row, [](int) { return float4(); });
-}
+    __device__ __forceinline__ WarpWeights(const WarpSums<Shape> &all, int row) : largest(-INFINITY) {
+        RowSums joined;
+#pragma unroll
+        for (int w = 0; w < Shape::kWarps; ++w) joined.largest = fmaxf(joined.largest, all.maxima[w][row]);
+#pragma unroll
+        for (int w = 0; w < Shape::kWarps; ++w) {
+            weight[w] = joined.weight_of(all.maxima[w][row]);
+            sum[w] = all.sums[w][row];
+        }
+        largest = joined.largest;
+    }
+
+    // Four dimensions from `dim` on.
+    __device__ __forceinline__ RowSums join(const float *outputs, int row, int dim) const {
+        RowSums joined;
+        joined.largest = largest;
+#pragma unroll
+        for (int w = 0; w < Shape::kWarps; ++w) {
+            joined.add(*reinterpret_cast<const float4 *>(outputs + (w * Shape::kRows + row) * Shape::kOutputStride + dim), sum[w],
+                       weight[w]);
+        }
+        return joined;
+    }
+};
 
 // Writes four dimensions of a row of a segment: to the output, or, if it is a part of an item, to its slot.
 template <class T>

@@ -50,18 +50,22 @@ struct Inbox {
     float2 sums[kBlocks][Shape::kRows];
 };
 
-// How the output of an item is shared among the blocks of its cluster: by four dimensions, of which a block has `each` or fewer.
+// How the output of an item is shared among the blocks of its cluster, whose number is a power of two: by four dimensions, of which a
+// block has `each` or fewer.
 struct ClusterShares {
     int rows, quarters, blocks, rank;  // `quarters`: of a row
     int count, each;
+    float reciprocal;  // of `each`
 
     __device__ __forceinline__ ClusterShares(const longrope_decode_params &p, const DecodeSegment &segment)
         : rows(segment.item.rows), quarters(p.head_dim / 4), blocks(cluster_blocks()), rank(cluster_rank()), count(rows * quarters),
-          each((count + blocks - 1) / blocks) {}
+          each((count + blocks - 1) / blocks), reciprocal(1.0f / each) {}
 
     // This block's.
     __device__ __forceinline__ int first() const { return rank * each; }
     __device__ __forceinline__ int mine() const { return clamp(count - first(), 0, each); }
+    // Whose one of them is: they are few, so that a rounded product is as good as a division.
+    __device__ __forceinline__ int owner(int i) const { return static_cast<int>((i + 0.5f) * reciprocal); }
     // Bytes that come to it.
     __device__ __forceinline__ int bytes() const {
         return blocks * (rows * static_cast<int>(sizeof(float2)) + mine() * static_cast<int>(sizeof(float4)));
@@ -72,39 +76,45 @@ struct ClusterShares {
 template <class T, class Shape>
 __device__ __forceinline__ void send_sums(const ClusterShares &shares, const float *outputs, const WarpSums<Shape> &all,
                                           Inbox<Shape> &inbox, uint32_t barrier, bool is_bad) {
-    const int thread = threadIdx.x;
-    for (int i = thread; i < shares.rows * shares.blocks; i += Shape::kThreads) {
-        const int row = i / shares.blocks, peer = i % shares.blocks;
-        const RowSums sums = sum_warps<Shape>(all, row);
-        const float2 sent = make_float2(sums.largest, is_bad ? __uint_as_float(kBadPart) : sums.sum);
-        send_to_block(in_block(shared_address(&inbox.sums[shares.rank][row]), peer), sent, in_block(barrier, peer));
-    }
-    for (int i = thread; i < shares.count; i += Shape::kThreads) {
-        const RowSums sums = join_warps<Shape>(outputs, all, i / shares.quarters, i % shares.quarters * 4);
-        const int peer = i / shares.each;
-        send_to_block(in_block(shared_address(&inbox.parts[shares.rank * shares.each + i - peer * shares.each]), peer),
-                      make_float4(sums.x[0], sums.x[1], sums.x[2], sums.x[3]), in_block(barrier, peer));
+    const int lane = threadIdx.x % 32;
+    for (int row = threadIdx.x / 32; row < shares.rows; row += Shape::kWarps) {
+        const WarpWeights<Shape> weights(all, row);
+        for (int quarter = lane; quarter < shares.quarters; quarter += 32) {
+            const RowSums sums = weights.join(outputs, row, 4 * quarter);
+            const int i = row * shares.quarters + quarter, peer = shares.owner(i);
+            send_to_block(in_block(shared_address(&inbox.parts[shares.rank * shares.each + i - peer * shares.each]), peer),
+                          make_float4(sums.x[0], sums.x[1], sums.x[2], sums.x[3]), in_block(barrier, peer));
+        }
+        if (lane < shares.blocks) {
+            float sum = 0.0f;
+#pragma unroll
+            for (int w = 0; w < Shape::kWarps; ++w) sum = fmaf(weights.weight[w], weights.sum[w], sum);
+            send_to_block(in_block(shared_address(&inbox.sums[shares.rank][row]), lane),
+                          make_float2(weights.largest, is_bad ? __uint_as_float(kBadPart) : sum), in_block(barrier, lane));
+        }
     }
 }
 
-// Joins what has come, and writes it. For four dimensions there are as many lanes as blocks, or more; each takes what one has sent.
+// Joins what has come, and writes it: for four dimensions there are as many lanes as blocks, and each takes what one has sent.
 template <class T, class Shape>
 __device__ __forceinline__ void join_blocks(const longrope_decode_params &p, const DecodeSegment &segment, const ClusterShares &shares,
                                             const Inbox<Shape> &inbox) {
-    const int lanes = 1 << (32 - __clz(shares.blocks - 1));
-    const int peer = threadIdx.x % lanes, end = shares.mine();
+    const int blocks = shares.blocks, peer = threadIdx.x & (blocks - 1), end = shares.mine();
+    const int shift = __ffs(blocks) - 1;
+    const float of_quarters = 1.0f / shares.quarters;
     bool refused = false;
-    for (int base = 0; base < end && !refused; base += Shape::kThreads / lanes) {
-        const int at = base + threadIdx.x / lanes, i = shares.first() + at, row = min(i / shares.quarters, shares.rows - 1);
-        const float2 sums = peer < shares.blocks ? inbox.sums[peer][row] : make_float2(-INFINITY, 0.0f);
+    for (int base = 0; base < end && !refused; base += Shape::kThreads >> shift) {
+        const int at = base + (threadIdx.x >> shift), i = shares.first() + at;
+        const int row = min(static_cast<int>((i + 0.5f) * of_quarters), shares.rows - 1);
+        const float2 sums = inbox.sums[peer][row];
         refused = __any_sync(0xffffffff, __float_as_uint(sums.y) == kBadPart);
         RowSums total;
         total.largest = sums.x;
-        for (int distance = lanes / 2; distance > 0; distance /= 2) {
+        for (int distance = blocks / 2; distance > 0; distance /= 2) {
             total.largest = fmaxf(total.largest, __shfl_xor_sync(0xffffffff, total.largest, distance));
         }
-        total.add(inbox.parts[min(peer, shares.blocks - 1) * shares.each + min(at, shares.each - 1)], sums.y, sums.x);
-        for (int distance = lanes / 2; distance > 0; distance /= 2) {
+        total.add(inbox.parts[peer * shares.each + min(at, shares.each - 1)], sums.y, total.weight_of(sums.x));
+        for (int distance = blocks / 2; distance > 0; distance /= 2) {
             total.sum += __shfl_xor_sync(0xffffffff, total.sum, distance);
 #pragma unroll
             for (int j = 0; j < 4; ++j) total.x[j] += __shfl_xor_sync(0xffffffff, total.x[j], distance);
@@ -114,19 +124,49 @@ __device__ __forceinline__ void join_blocks(const longrope_decode_params &p, con
     if (refused && shares.rank == 0) mark_bad(p, segment);
 }
 
+// Has the second-level cache fetch the queries of an item, which may yet change.
+__device__ __forceinline__ void fetch_queries_early(const longrope_decode_params &p, const DecodeItem &item) {
+    const int sectors = p.head_dim / 16;  // of a row
+    for (int i = threadIdx.x; i < item.rows * sectors; i += blockDim.x) {
+        const int row = i / sectors;
+        fetch_early(static_cast<const uint16_t *>(p.q) + item.offset(p, p.q_stride, row) + (i - row * sectors) * 16);
+    }
+}
+
 template <class T, class Shape, class Rotation>
 __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params &p, const typename Rotation::Params &rotary) {
     extern __shared__ __align__(128) char shared_bytes[];
     const ClusterPlace place(p);
-    if (!p.settled) {
-        fetch_early(p.cache.lengths);
-        pass_on();
+    DecodeWarp<T, Shape> warp;
+    DecodeLoads<T, Shape> loads;
+    // What the length was before the kernel before this one ended is a guess that is mostly right, or settled. Starts of packed tokens
+    // are not guessed.
+    bool guesses = !p.settled && !p.tokens.starts;
+    if (!p.settled && !guesses) pass_on();
+    // Alike in all lanes, though it may be written now.
+    int64_t number = __shfl_sync(0xffffffff, read_anew(p.cache.lengths, p.cache.lengths_are_wide), 0);
+    DecodeSegment segment;
+    for (;;) {
+        segment = place.segment(p, CachedSequence(p.cache, p.tokens, 0, number));
+        int64_t now = number;
+        if (guesses) {
+            fetch_queries_early(p, segment.item);
+            pass_on();
+            now = read_anew(p.cache.lengths, p.cache.lengths_are_wide);
+        }
+        if (segment.item.rows > 0) {
+            if (!p.settled) warp.ask(p, segment.item, threadIdx.x % 32);
+            loads = begin_keys<T, Shape>(p, segment, 0, shared_bytes, p.settled);
+        }
+        if (!guesses || now == number) break;
+        async_copy_wait<0>();
+        guesses = false;
+        number = now;
     }
-    const CachedSequence sequence(p.cache, p.tokens, 0);
-    const DecodeSegment segment = place.segment(p, sequence);
     if (segment.item.rows <= 0) {  // as all blocks of the cluster
         if (p.settled) pass_on();
-        if (sequence.bad && blockIdx.x == 0 && threadIdx.x == 0 && p.status) atomicOr(p.status, sequence.bad);
+        const uint32_t bad = CachedSequence(p.cache, p.tokens, 0, number).bad;
+        if (bad && blockIdx.x == 0 && threadIdx.x == 0 && p.status) atomicOr(p.status, bad);
         return;
     }
     __shared__ uint64_t inbox_barrier;
@@ -141,8 +181,7 @@ __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params 
         barrier_expect(barrier, shares.bytes());
     }
     cluster_arrive_relaxed();
-    DecodeWarp<T, Shape> warp;
-    const uint32_t bad = attend_keys<T, Shape, Rotation>(p, rotary, segment, 0, shared_bytes, warp, p.settled);
+    const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, segment, loads, warp, p.settled);
     if (bad && p.status) atomicOr(p.status, bad);
     const bool is_bad = __syncthreads_or(bad != 0);  // all warps are done with their rings
     float *const outputs = reinterpret_cast<float *>(shared_bytes);

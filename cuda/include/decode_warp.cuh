@@ -48,8 +48,8 @@ struct DecodeWarp {
     float s[kN][4], factor[kN][2];
     uint32_t weights[kN][2];
 
-    __device__ __forceinline__ void start(const longrope_decode_params &p, const DecodeItem &item, int lane) {
-        const uint32_t sign = p.negate ? 0x80008000u : 0;
+    // Asks for the queries.
+    __device__ __forceinline__ void ask(const longrope_decode_params &p, const DecodeItem &item, int lane) {
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
             const int row = 8 * n + lane / 4;
@@ -61,9 +61,22 @@ struct DecodeWarp {
                     const int dim = 16 * step + 8 * half;
                     q[n][step][half] = 0;
                     if (row < item.rows && dim < p.head_dim) {
-                        q[n][step][half] = *reinterpret_cast<const uint32_t *>(from + dim + lane % 4 * 2) ^ sign;
+                        q[n][step][half] = *reinterpret_cast<const uint32_t *>(from + dim + lane % 4 * 2);
                     }
                 }
+            }
+        }
+    }
+
+    // Takes them when they have come, and begins with nothing summed.
+    __device__ __forceinline__ void start(const longrope_decode_params &p) {
+        const uint32_t sign = p.negate ? 0x80008000u : 0;
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) {
+                q[n][step][0] ^= sign;
+                q[n][step][1] ^= sign;
 #pragma unroll
                 for (int i = 0; i < 4; ++i) output[step][n][i] = 0.0f;
             }

@@ -27,4 +27,17 @@ __device__ __forceinline__ void fetch_early(const void *at) {
 #endif
 }
 
+// A whole number of the device's memory, as it is there now and not as the first-level cache may have it.
+__device__ __forceinline__ int64_t read_anew(const void *at, bool wide) {
+    int64_t x;
+    if (wide) {
+        asm volatile("ld.volatile.global.s64 %0, [%1];" : "=l"(x) : "l"(at) : "memory");
+    } else {
+        int32_t narrow;
+        asm volatile("ld.volatile.global.s32 %0, [%1];" : "=r"(narrow) : "l"(at) : "memory");
+        x = narrow;
+    }
+    return x;
+}
+
 }  // namespace longrope
