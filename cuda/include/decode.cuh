@@ -24,9 +24,11 @@ __device__ __forceinline__ void attend_segment(const longrope_decode_params &p, 
                                                const DecodeSegment &segment, int64_t sequence, char *shared, bool waits) {
     __shared__ WarpSums<Shape> all;
     DecodeWarp<T, Shape> warp;
-    if (!waits) warp.ask(p, segment.item, threadIdx.x % 32);
+    // Those of many rows that rotate have no register for queries until then.
+    const bool asks_late = waits || (Rotation::kRotates && Shape::kN > 1);
+    if (!asks_late) warp.ask(p, segment.item, threadIdx.x % 32);
     DecodeLoads<T, Shape> loads = begin_keys<T, Shape>(p, segment, sequence, shared, waits);
-    const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, segment, loads, warp, waits);
+    const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, segment, loads, warp, waits, asks_late);
     if (bad && p.status) atomicOr(p.status, bad);
     float *const outputs = reinterpret_cast<float *>(shared);
     // All warps are done with their rings.

@@ -58,20 +58,18 @@ __device__ __forceinline__ DecodeLoads<T, Shape> begin_keys(const longrope_decod
     return loads;
 }
 
-// Sums the keys of a segment, whose loads have begun, in `warp`, which has asked for its queries, or does so after the kernel before
-// this one if it `waits`; returns bits of longrope_device_status.
+// Sums the keys of a segment, whose loads have begun, in `warp`; returns bits of longrope_device_status. `waits`: the kernel before this
+// one has not been waited for; `asks`: nor have queries been asked for.
 template <class T, class Shape, class Rotation>
 __device__ __forceinline__ uint32_t sum_keys(const longrope_decode_params &p, const typename Rotation::Params &rotary,
                                              const DecodeSegment &segment, DecodeLoads<T, Shape> &loads, DecodeWarp<T, Shape> &warp,
-                                             bool waits) {
+                                             bool waits, bool asks) {
     const DecodeItem &item = segment.item;
     const int lane = loads.lane;
     const int64_t length = item.sequence.length;
     Rotation rotation(rotary, length, loads.sequence, lane);
-    if (waits) {
-        pass_on();
-        warp.ask(p, item, lane);
-    }
+    if (waits) pass_on();
+    if (asks) warp.ask(p, item, lane);
     if (rotation.is_bad()) {
         loads.bad = LONGROPE_DEVICE_BAD_CHOICE;
         loads.steps = 0;

@@ -181,7 +181,7 @@ __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params 
         barrier_expect(barrier, shares.bytes());
     }
     cluster_arrive_relaxed();
-    const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, segment, loads, warp, p.settled);
+    const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, segment, loads, warp, p.settled, p.settled);
     if (bad && p.status) atomicOr(p.status, bad);
     const bool is_bad = __syncthreads_or(bad != 0);  // all warps are done with their rings
     float *const outputs = reinterpret_cast<float *>(shared_bytes);
