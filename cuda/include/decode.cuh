@@ -24,10 +24,11 @@ __device__ __forceinline__ void attend_segment(const longrope_decode_params &p, 
                                                const DecodeSegment &segment, int64_t sequence, char *shared, bool waits) {
     __shared__ WarpSums<Shape> all;
     DecodeWarp<T, Shape> warp;
-    // Those of many rows that rotate have no register for queries until then.
-    const bool asks_late = waits || (Rotation::kRotates && Shape::kN > 1);
-    if (!asks_late) warp.ask(p, segment.item, threadIdx.x % 32);
-    DecodeLoads<T, Shape> loads = begin_keys<T, Shape>(p, segment, sequence, shared, waits);
+    // Kernels of many rows have no register for queries until then.
+    const bool asks_late = waits || Shape::kN > 1;
+    if (!asks_late) warp.ask(p, {p, segment.item, static_cast<int>(threadIdx.x % 32)});
+    DecodeLoads<T, Shape> loads = loads_of<T, Shape>(p, segment, sequence, shared);
+    fill_ring(loads, waits, segment.item.sequence.first_position());
     const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, segment, loads, warp, waits, asks_late);
     if (bad && p.status) atomicOr(p.status, bad);
     float *const outputs = reinterpret_cast<float *>(shared);
@@ -43,7 +44,7 @@ __device__ __forceinline__ void attend_segment(const longrope_decode_params &p, 
         const WarpWeights<Shape> weights(all, row);
         for (int dim = threadIdx.x % 32 * 4; dim < p.head_dim; dim += 128) {
             RowSums sums = weights.join(outputs, row, dim);
-            write_row<T>(p, segment, row, dim, sums);
+            write_row<T>(p, segment, row, dim, row_place(p, segment, row) + dim, sums);
         }
     }
     __syncthreads();  // the next segment's loads overwrite what was joined

@@ -37,11 +37,40 @@ struct DecodeLoads {
     const longrope_cache *cache;
     const char *ring;
     int64_t sequence, length, first_key;
-    int head, head_dim, steps, lane;
+    int steps, lane;
+    // Of keys and of values, where this lane's first chunk lies: of the next step, or of the first row of the first page.
+    const T *from[2];
+    // Of the step whose keys were asked for last: its row in its page, which moves on by so many; and how many rows it has, as the last
+    // step has.
+    int row, row_step, rows, last_rows;
+    int64_t page;
     int ids, next_ids;  // pages of 32 steps, and of the 32 after them; lane l has that of step l
     uint32_t bad;       // bits of longrope_device_status
-    // Of the first row of a sequence or page, this lane's first chunk: of keys, of values.
-    const T *first[2];
+    int head_dim;
+    bool has_chunk;     // whether this lane's chunk is of the head dimension
+
+    DecodeLoads() = default;
+
+    // Reads nothing from memory.
+    __device__ __forceinline__ DecodeLoads(const longrope_cache &cache_, char *ring_, int64_t sequence_, int64_t length_,
+                                           int64_t first_key_, int steps_, int head, int head_dim_, int lane_)
+        : cache(&cache_), ring(ring_), sequence(sequence_), length(length_), first_key(first_key_), steps(steps_), lane(lane_), row(0),
+          row_step(0), rows(0), page(0), ids(0), next_ids(0), bad(0), head_dim(head_dim_) {
+        const int chunk = kWholeRows ? lane % Layout::kChunks : 0, own_row = kWholeRows ? lane / Layout::kChunks : 0;
+        has_chunk = chunk * 8 < head_dim;
+        from[0] = static_cast<const T *>(cache->k) + head * cache->k_stride[2] + own_row * cache->k_stride[1] + chunk * 8;
+        from[1] = static_cast<const T *>(cache->v) + head * cache->v_stride[2] + own_row * cache->v_stride[1] + chunk * 8;
+        last_rows = static_cast<int>(min(length - first_key - static_cast<int64_t>(steps - 1) * Shape::kTileKeys, int64_t{16}));
+        if (cache->page_table) {
+            const uint32_t size = static_cast<uint32_t>(cache->page_size);
+            row_step = Shape::kTileKeys % size;
+            row = static_cast<uint32_t>(first_key) % size;
+            row -= row_step;  // before the first step
+        } else {
+            from[0] += sequence * cache->k_stride[0] + first_key * cache->k_stride[1];
+            from[1] += sequence * cache->v_stride[0] + first_key * cache->v_stride[1];
+        }
+    }
 
     __device__ __forceinline__ int fetch(int step) const {
         step += lane;
@@ -50,11 +79,8 @@ struct DecodeLoads {
         return cache->page_table[sequence * cache->table_stride + key / static_cast<uint32_t>(cache->page_size)];
     }
 
+    // To be called before the first step.
     __device__ __forceinline__ void start() {
-        bad = 0;
-        const int row = kWholeRows ? lane / Layout::kChunks : 0, dim = kWholeRows ? lane % Layout::kChunks * 8 : 0;
-        first[0] = static_cast<const T *>(cache->k) + head * cache->k_stride[2] + row * cache->k_stride[1] + dim;
-        first[1] = static_cast<const T *>(cache->v) + head * cache->v_stride[2] + row * cache->v_stride[1] + dim;
         ids = fetch(0);
         next_ids = fetch(32);
     }
@@ -63,46 +89,53 @@ struct DecodeLoads {
     template <bool kValues>
     __device__ __forceinline__ void begin(int step, int stage) {
         if (step < steps) {
-            if (!kValues && step % 32 == 0 && step > 0) {
-                ids = next_ids;
-                next_ids = fetch(step + 32);
-            }
-            const int64_t key = first_key + static_cast<int64_t>(step) * Shape::kTileKeys;
-            int64_t page = sequence, row = key;
-            if (cache->page_table) {
-                page = __shfl_sync(0xffffffff, ids, step % 32);
-                row = static_cast<uint32_t>(key) % static_cast<uint32_t>(cache->page_size);
-            }
-            int rows = static_cast<int>(min(length - key, int64_t{16}));
-            if (page < 0 || page >= cache->pages) {
-                bad = LONGROPE_DEVICE_BAD_PAGE;
-                rows = 0;
-            }
+            if (!kValues) go_to(step);
             const int64_t(&stride)[4] = kValues ? cache->v_stride : cache->k_stride;
-            copy(shared_address(ring) + stage * 2 * Shape::kHalfBytes + kValues * Shape::kHalfBytes,
-                 first[kValues] + page * stride[0] + row * stride[1], stride[1], rows);
+            const T *at = from[kValues];
+            if (cache->page_table) {
+                at += page * stride[0] + row * stride[1];
+            } else {
+                from[kValues] += Shape::kTileKeys * stride[1];
+            }
+            copy(shared_address(ring) + stage * 2 * Shape::kHalfBytes + kValues * Shape::kHalfBytes, at, stride[1]);
         }
         async_copy_commit();
     }
 
-    // Copies so many rows, and zeros in place of the rest of 16.
-    __device__ __forceinline__ void copy(uint32_t to, const T *from, int64_t row_stride, int rows) const {
+    __device__ __forceinline__ void go_to(int step) {
+        rows = step + 1 < steps ? 16 : last_rows;
+        if (!cache->page_table) return;
+        if (step % 32 == 0 && step > 0) {
+            ids = next_ids;
+            next_ids = fetch(step + 32);
+        }
+        page = __shfl_sync(0xffffffff, ids, step % 32);
+        row += row_step;
+        if (row >= cache->page_size) row -= cache->page_size;
+        if (page < 0 || page >= cache->pages) {
+            bad = LONGROPE_DEVICE_BAD_PAGE;
+            rows = 0;
+        }
+    }
+
+    // Copies the rows of the step, and zeros in place of the rest of 16.
+    __device__ __forceinline__ void copy(uint32_t to, const T *at, int64_t row_stride) const {
         if constexpr (kWholeRows) {
-            const int row = lane / Layout::kChunks, chunk = lane % Layout::kChunks;
-            const int left = chunk * 8 < head_dim ? rows - row : 0;
-            to += Layout::at(row, chunk);
+            const int own_row = lane / Layout::kChunks;
+            const int left = has_chunk ? rows - own_row : 0;
+            to += Layout::at(own_row, lane % Layout::kChunks);
 #pragma unroll
             for (int pass = 0; pass < kPasses; ++pass) {
                 // The bits of this row and of the pass are others, so that their swizzles add up.
                 const int r = pass * kRowsAPass;
-                async_copy_16_or_zero((to ^ Layout::swizzle(r) << 4) + r * Layout::kRowBytes, from, r < left);
-                from += kRowsAPass * row_stride;
+                async_copy_16_or_zero((to ^ Layout::swizzle(r) << 4) + r * Layout::kRowBytes, at, r < left);
+                at += kRowsAPass * row_stride;
             }
         } else {
 #pragma unroll
             for (int pass = 0; pass < kPasses; ++pass) {
                 const int i = pass * 32 + lane, r = i / Layout::kChunks, chunk = i % Layout::kChunks;
-                async_copy_16_or_zero(to + Layout::at(r, chunk), from + r * row_stride + chunk * 8, r < rows && chunk * 8 < head_dim);
+                async_copy_16_or_zero(to + Layout::at(r, chunk), at + r * row_stride + chunk * 8, r < rows && chunk * 8 < head_dim);
             }
         }
     }

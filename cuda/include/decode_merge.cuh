@@ -143,7 +143,7 @@ __device__ __forceinline__ void decode_merge(const longrope_decode_params &p) {
             const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
 #pragma unroll
             for (int i = 0; i < 4; ++i) all[i] *= inverse;
-            if (dim < p.head_dim) store_output<T>(p, item, row, dim, all);
+            if (dim < p.head_dim) store_output<T>(p, item.offset(p, p.out_stride, row) + dim, all);
             if (dim == 0) store_lse(p, item, row, total == 0.0f ? -INFINITY : largest + logf(total));
         }
         __syncthreads();

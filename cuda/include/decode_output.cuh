@@ -6,11 +6,9 @@
 
 namespace longrope {
 
-// Writes four dimensions of a row.
+// Writes four elements of the output, from the `at`-th on.
 template <class T>
-__device__ __forceinline__ void store_output(const longrope_decode_params &p, const DecodeItem &item, int row, int dim,
-                                             const float (&x)[4]) {
-    const int64_t at = item.offset(p, p.out_stride, row) + dim;
+__device__ __forceinline__ void store_output(const longrope_decode_params &p, int64_t at, const float (&x)[4]) {
     if (p.out_is_f32) {
         *reinterpret_cast<float4 *>(static_cast<float *>(p.out) + at) = make_float4(x[0], x[1], x[2], x[3]);
     } else {

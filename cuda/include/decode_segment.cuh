@@ -28,11 +28,10 @@ __device__ __forceinline__ void pass_on() {
     let_dependents_begin();
 }
 
-// The loads of this warp's keys of a segment, of which as many have begun as its ring has room for. `waits`: the kernel before this one
-// has not been waited for; it is, before what that may write is asked for.
+// The loads of this warp's keys of a segment.
 template <class T, class Shape>
-__device__ __forceinline__ DecodeLoads<T, Shape> begin_keys(const longrope_decode_params &p, const DecodeSegment &segment,
-                                                            int64_t sequence, char *shared, bool waits) {
+__device__ __forceinline__ DecodeLoads<T, Shape> loads_of(const longrope_decode_params &p, const DecodeSegment &segment, int64_t sequence,
+                                                          char *shared) {
     const int lane = threadIdx.x % 32, number = threadIdx.x / 32;
     const DecodeItem &item = segment.item;
     const int64_t length = item.sequence.length;
@@ -45,17 +44,21 @@ __device__ __forceinline__ DecodeLoads<T, Shape> begin_keys(const longrope_decod
         --steps;
     }
     if (steps > 0 && key + (steps - 1) * Shape::kTileKeys >= length) --steps;
-    char *const ring = shared + number * Shape::kStages * 2 * Shape::kHalfBytes;
-    DecodeLoads<T, Shape> loads = {&p.cache, ring, sequence, length, key, item.head, p.head_dim, static_cast<int>(steps), lane};
+    return {p.cache,  shared + number * Shape::kStages * 2 * Shape::kHalfBytes, sequence, length, key, static_cast<int>(steps), item.head,
+            p.head_dim, lane};
+}
+
+// Begins as many as the ring has room for. `waits`: the kernel before this one has not been waited for; it is, before what that may
+// write is asked for, which are the keys from `settled` on.
+template <class T, class Shape>
+__device__ __forceinline__ void fill_ring(DecodeLoads<T, Shape> &loads, bool waits, int64_t settled) {
     loads.start();
 #pragma unroll 1
     for (int i = 0; i < Shape::kStages; ++i) {
-        // Of new tokens among its keys.
-        if (waits && key + i * Shape::kTileKeys + 16 > item.sequence.first_position()) wait_for_dependency();
+        if (waits && loads.first_key + i * Shape::kTileKeys + 16 > settled) wait_for_dependency();
         loads.template begin<false>(i, i);
         loads.template begin<true>(i, i);
     }
-    return loads;
 }
 
 // Sums the keys of a segment, whose loads have begun, in `warp`; returns bits of longrope_device_status. `waits`: the kernel before this
@@ -69,7 +72,7 @@ __device__ __forceinline__ uint32_t sum_keys(const longrope_decode_params &p, co
     const int64_t length = item.sequence.length;
     Rotation rotation(rotary, length, loads.sequence, lane);
     if (waits) pass_on();
-    if (asks) warp.ask(p, item, lane);
+    if (asks) warp.ask(p, {p, item, lane});
     if (rotation.is_bad()) {
         loads.bad = LONGROPE_DEVICE_BAD_CHOICE;
         loads.steps = 0;
@@ -189,19 +192,24 @@ struct WarpWeights {
     }
 };
 
-// Writes four dimensions of a row of a segment: to the output, or, if it is a part of an item, to its slot.
+// Where a row of a segment goes: in the output, or, if it is a part of an item, in the parts.
+__device__ __forceinline__ int64_t row_place(const longrope_decode_params &p, const DecodeSegment &segment, int row) {
+    if (segment.slot < 0) return segment.item.offset(p, p.out_stride, row);
+    return (segment.slot * p.slot_rows + row) * p.head_dim;
+}
+
+// Writes four dimensions of a row of a segment there; `to`: of the first of them.
 template <class T>
-__device__ __forceinline__ void write_row(const longrope_decode_params &p, const DecodeSegment &segment, int row, int dim,
+__device__ __forceinline__ void write_row(const longrope_decode_params &p, const DecodeSegment &segment, int row, int dim, int64_t to,
                                           RowSums &sums) {
     const float lse = sums.finish<T>();
     if (segment.slot < 0) {
-        store_output<T>(p, segment.item, row, dim, sums.x);
+        store_output<T>(p, to, sums.x);
         if (dim == 0) store_lse(p, segment.item, row, lse);
         return;
     }
-    const int64_t at = segment.slot * p.slot_rows + row;
-    *reinterpret_cast<float4 *>(p.parts + at * p.head_dim + dim) = make_float4(sums.x[0], sums.x[1], sums.x[2], sums.x[3]);
-    if (dim == 0) p.parts_lse[at] = lse;
+    *reinterpret_cast<float4 *>(p.parts + to) = make_float4(sums.x[0], sums.x[1], sums.x[2], sums.x[3]);
+    if (dim == 0) p.parts_lse[segment.slot * p.slot_rows + row] = lse;
 }
 
 // Marks the slot of a segment with a bad entry.

@@ -95,17 +95,22 @@ __device__ __forceinline__ void send_sums(const ClusterShares &shares, const flo
     }
 }
 
-// Joins what has come, and writes it: for four dimensions there are as many lanes as blocks, and each takes what one has sent.
+// Joins what has come to this block by `barrier`, and writes it: for four dimensions there are as many lanes as blocks, and each takes
+// what one has sent.
 template <class T, class Shape>
 __device__ __forceinline__ void join_blocks(const longrope_decode_params &p, const DecodeSegment &segment, const ClusterShares &shares,
-                                            const Inbox<Shape> &inbox) {
+                                            const Inbox<Shape> &inbox, uint32_t barrier) {
     const int blocks = shares.blocks, peer = threadIdx.x & (blocks - 1), end = shares.mine();
-    const int shift = __ffs(blocks) - 1;
+    const int shift = __ffs(blocks) - 1, at_once = Shape::kThreads >> shift;
     const float of_quarters = 1.0f / shares.quarters;
     bool refused = false;
-    for (int base = 0; base < end && !refused; base += Shape::kThreads >> shift) {
-        const int at = base + (threadIdx.x >> shift), i = shares.first() + at;
-        const int row = min(static_cast<int>((i + 0.5f) * of_quarters), shares.rows - 1);
+    for (int base = 0; base < end && !refused; base += at_once) {
+        const int at = base + (threadIdx.x >> shift), i = shares.first() + min(at, end - 1);
+        const int row = static_cast<int>((i + 0.5f) * of_quarters), dim = (i - row * shares.quarters) * 4;
+        // What does not depend on what comes goes before it.
+        const int64_t to = row_place(p, segment, row) + dim;
+        asm volatile("" ::"l"(to));
+        if (base == 0) barrier_wait(barrier, 0);
         const float2 sums = inbox.sums[peer][row];
         refused = __any_sync(0xffffffff, __float_as_uint(sums.y) == kBadPart);
         RowSums total;
@@ -113,14 +118,15 @@ __device__ __forceinline__ void join_blocks(const longrope_decode_params &p, con
         for (int distance = blocks / 2; distance > 0; distance /= 2) {
             total.largest = fmaxf(total.largest, __shfl_xor_sync(0xffffffff, total.largest, distance));
         }
-        total.add(inbox.parts[peer * shares.each + min(at, shares.each - 1)], sums.y, total.weight_of(sums.x));
+        total.add(inbox.parts[peer * shares.each + i - shares.first()], sums.y, total.weight_of(sums.x));
         for (int distance = blocks / 2; distance > 0; distance /= 2) {
             total.sum += __shfl_xor_sync(0xffffffff, total.sum, distance);
 #pragma unroll
             for (int j = 0; j < 4; ++j) total.x[j] += __shfl_xor_sync(0xffffffff, total.x[j], distance);
         }
-        if (at < end && peer == 0 && !refused) write_row<T>(p, segment, row, (i - row * shares.quarters) * 4, total);
+        if (at < end && peer == 0 && !refused) write_row<T>(p, segment, row, dim, to, total);
     }
+    if (end <= 0) barrier_wait(barrier, 0);
     if (refused && shares.rank == 0) mark_bad(p, segment);
 }
 
@@ -142,21 +148,27 @@ __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params 
     // What the length was before the kernel before this one ended is a guess that is mostly right, or settled. Starts of packed tokens
     // are not guessed.
     bool guesses = !p.settled && !p.tokens.starts;
-    if (!p.settled && !guesses) pass_on();
+    if (!p.settled && !guesses) wait_for_dependency();
     // Alike in all lanes, though it may be written now.
     int64_t number = __shfl_sync(0xffffffff, read_anew(p.cache.lengths, p.cache.lengths_are_wide), 0);
     DecodeSegment segment;
     for (;;) {
         segment = place.segment(p, CachedSequence(p.cache, p.tokens, 0, number));
+        const bool has_rows = segment.item.rows > 0;
+        typename DecodeWarp<T, Shape>::Place queries;
+        if (has_rows) {
+            loads = loads_of<T, Shape>(p, segment, 0, shared_bytes);
+            queries = {p, segment.item, loads.lane};
+        }
         int64_t now = number;
         if (guesses) {
             fetch_queries_early(p, segment.item);
-            pass_on();
+            wait_for_dependency();
             now = read_anew(p.cache.lengths, p.cache.lengths_are_wide);
         }
-        if (segment.item.rows > 0) {
-            if (!p.settled) warp.ask(p, segment.item, threadIdx.x % 32);
-            loads = begin_keys<T, Shape>(p, segment, 0, shared_bytes, p.settled);
+        if (has_rows) {
+            if (!p.settled) warp.ask(p, queries);
+            fill_ring(loads, p.settled, segment.item.sequence.first_position());
         }
         if (!guesses || now == number) break;
         async_copy_wait<0>();
@@ -182,6 +194,8 @@ __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params 
     }
     cluster_arrive_relaxed();
     const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, segment, loads, warp, p.settled, p.settled);
+    // Launches that began before would find the other multiprocessors free alone, and lie in pairs on them.
+    if (!p.settled) let_dependents_begin();
     if (bad && p.status) atomicOr(p.status, bad);
     const bool is_bad = __syncthreads_or(bad != 0);  // all warps are done with their rings
     float *const outputs = reinterpret_cast<float *>(shared_bytes);
@@ -190,8 +204,7 @@ __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params 
     cluster_wait();  // all blocks have begun
     send_sums<T, Shape>(shares, outputs, all, inbox, barrier, is_bad);
     // What others are sent they wait for themselves; so this block may end when all has come that is sent to it.
-    barrier_wait(barrier, 0);
-    join_blocks<T, Shape>(p, segment, shares, inbox);
+    join_blocks<T, Shape>(p, segment, shares, inbox, barrier);
 }
 
 }  // namespace longrope

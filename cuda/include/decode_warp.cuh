@@ -48,21 +48,31 @@ struct DecodeWarp {
     float s[kN][4], factor[kN][2];
     uint32_t weights[kN][2];
 
+    // Where this lane's rows of queries lie; null: there is none.
+    struct Place {
+        const T *row[kN];
+
+        Place() = default;
+        __device__ __forceinline__ Place(const longrope_decode_params &p, const DecodeItem &item, int lane) {
+#pragma unroll
+            for (int n = 0; n < kN; ++n) {
+                const int i = 8 * n + lane / 4;
+                row[n] = i < item.rows ? static_cast<const T *>(p.q) + item.offset(p, p.q_stride, i) + lane % 4 * 2 : nullptr;
+            }
+        }
+    };
+
     // Asks for the queries.
-    __device__ __forceinline__ void ask(const longrope_decode_params &p, const DecodeItem &item, int lane) {
+    __device__ __forceinline__ void ask(const longrope_decode_params &p, const Place &place) {
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
-            const int row = 8 * n + lane / 4;
-            const T *const from = static_cast<const T *>(p.q) + (row < item.rows ? item.offset(p, p.q_stride, row) : 0);
 #pragma unroll
             for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     const int dim = 16 * step + 8 * half;
                     q[n][step][half] = 0;
-                    if (row < item.rows && dim < p.head_dim) {
-                        q[n][step][half] = *reinterpret_cast<const uint32_t *>(from + dim + lane % 4 * 2);
-                    }
+                    if (place.row[n] && dim < p.head_dim) q[n][step][half] = *reinterpret_cast<const uint32_t *>(place.row[n] + dim);
                 }
             }
         }
