@@ -66,12 +66,15 @@ const ROTATING: [Case; 3] = [
     Case { op: "rotate_on_read", length: 2 * MILLION, ..BASE },
 ];
 const MIXED: Case = Case { op: "mixed_lengths", page_size: Some(64), ..BASE };
-const COLD: [Case; 4] = [
+const COLD: [Case; 5] = [
     Case { op: "cold", length: 4096, nodes: 40, goal: Some(10.0), ..BASE },
     Case { op: "cold", length: 16_384, nodes: 40, goal: Some(27.0), ..BASE },
     Case { op: "cold", length: MILLION / 8, heads: [9, 3], head_dim: 64, nodes: 40, ..BASE },
     Case { op: "cold", length: MILLION / 8, heads: [32, 32], nodes: 2, ..BASE },
+    Case { op: "cold", length: MILLION / 8, nodes: 14, ..BASE },
 ];
+/// The same launches, of which none writes what another one reads.
+const SETTLED: &str = "cold_settled";
 
 fn main() {
     gpu::run("decode", |gpu, measurements| {
@@ -82,6 +85,7 @@ fn main() {
         ROTATING.iter().for_each(|case| bench.beside_contiguous(measurements, case));
         bench.beside_read(measurements, &MIXED, &mixed_lengths());
         COLD.iter().for_each(|case| bench.cold(measurements, case));
+        COLD.iter().for_each(|case| bench.cold(measurements, &Case { op: SETTLED, ..*case }));
         bench.append(measurements);
         bench.check();
     });
@@ -210,6 +214,7 @@ impl<'a> Bench<'a> {
             lengths: DeviceLengths::I32(gpu.address(&ends)),
         });
         decode.status = Some(gpu.address(&self.status));
+        decode.settled = case.op == SETTLED;
         decode.rotary = (case.op == "rotate_on_read").then(|| self.rotary());
         let elements = sequences * query_heads * dim;
         let rows = [gpu.random(DTYPE, elements), gpu.zeros(elements * DTYPE.size())];

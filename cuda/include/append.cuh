@@ -23,7 +23,7 @@ struct AppendWork {
         CachedRow to;
         int set;
     };
-    static constexpr bool kRotatesAll = false;
+    static constexpr bool kRotatesAll = false, kStreams = true;
 
     const longrope_append_params &p;
 

@@ -17,7 +17,7 @@ struct RerotateWork {
         CachedRow at;
     };
     using Target = Source;
-    static constexpr bool kRotatesAll = true;
+    static constexpr bool kRotatesAll = true, kStreams = false;
 
     const longrope_cache_rerotate_params &p;
     int64_t sequence, length;

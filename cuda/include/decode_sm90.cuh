@@ -148,6 +148,9 @@ __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params 
     // What the length was before the kernel before this one ended is a guess that is mostly right, or settled. Starts of packed tokens
     // are not guessed.
     bool guesses = !p.settled && !p.tokens.starts;
+    // Launches that begin while keys are summed find the other multiprocessors free alone, and lie in pairs on them. A merge is small, and
+    // had better be there when this kernel ends.
+    const bool passes_on_late = !p.settled && p.splits == 1;
     if (!p.settled && !guesses) wait_for_dependency();
     // Alike in all lanes, though it may be written now.
     int64_t number = __shfl_sync(0xffffffff, read_anew(p.cache.lengths, p.cache.lengths_are_wide), 0);
@@ -164,6 +167,7 @@ __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params 
         if (guesses) {
             fetch_queries_early(p, segment.item);
             wait_for_dependency();
+            if (!passes_on_late) let_dependents_begin();
             now = read_anew(p.cache.lengths, p.cache.lengths_are_wide);
         }
         if (has_rows) {
@@ -194,8 +198,7 @@ __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params 
     }
     cluster_arrive_relaxed();
     const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, segment, loads, warp, p.settled, p.settled);
-    // Launches that began before would find the other multiprocessors free alone, and lie in pairs on them.
-    if (!p.settled) let_dependents_begin();
+    if (!p.settled) let_dependents_begin();  // if it has not
     if (bad && p.status) atomicOr(p.status, bad);
     const bool is_bad = __syncthreads_or(bad != 0);  // all warps are done with their rings
     float *const outputs = reinterpret_cast<float *>(shared_bytes);

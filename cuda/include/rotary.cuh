@@ -53,9 +53,16 @@ struct Chunk {
         second = load_vector<T, N>(head + second_dim(chunk, pairs) * dim_stride);
     }
 
+    template <bool kStreams = false>
     __device__ __forceinline__ void store(T *head, int64_t dim_stride, int chunk, int pairs) const {
-        store_vector<T, N>(head + first_dim(chunk) * dim_stride, first);
-        store_vector<T, N>(head + second_dim(chunk, pairs) * dim_stride, second);
+        T *const to[2] = {head + first_dim(chunk) * dim_stride, head + second_dim(chunk, pairs) * dim_stride};
+        if constexpr (kStreams && N > 1) {
+            store_vector_streaming<T, N>(to[0], first);
+            store_vector_streaming<T, N>(to[1], second);
+        } else {
+            store_vector<T, N>(to[0], first);
+            store_vector<T, N>(to[1], second);
+        }
     }
 
     // The two elements of the i-th pair of the chunk.
@@ -203,7 +210,7 @@ __device__ __forceinline__ void rotate_tokens(const Work &work, int64_t first) {
                 x.load(head.in, in_dim, chunk, pairs);
             }
             if (Work::kRotatesAll || head.rotates) x.rotate(cos, sin);
-            x.store(head.out, out_dim, chunk, pairs);
+            x.template store<Work::kStreams>(head.out, out_dim, chunk, pairs);
             // What does not turn is copied, unless it is in place already.
             if (head.out == head.in) continue;
             for (int d = 2 * pairs + chunk * N; d < work.head_dim(); d += blockDim.x * N) {

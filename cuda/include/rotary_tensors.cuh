@@ -82,7 +82,7 @@ template <class T, class Angles>
 struct TensorWork {
     using Source = Place;
     using Target = Place;
-    static constexpr bool kRotatesAll = true;
+    static constexpr bool kRotatesAll = true, kStreams = false;
 
     const longrope_rotary_params &p;
     Angles angles;

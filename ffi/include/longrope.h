@@ -844,8 +844,8 @@ LONGROPE_API longrope_status longrope_prefill_supported(const longrope_prefill_d
                                                         const longrope_kv_cache *cache,
                                                         const longrope_decode_tensors *tensors);
 
-/* How much scratch memory a run needs: a function of shapes, types, `sequences`, `table_width` and `most` alone. It is
- * 0 where the keys are not divided. Pure. */
+/* How much scratch memory a run needs, whatever the GPU: a function of shapes, types, `sequences`, `table_width` and
+ * `most` alone. It is for partial results, where the keys are divided, and for kernels of compute capability 9.0. Pure. */
 LONGROPE_API longrope_status longrope_prefill_workspace_size(const longrope_prefill_desc *desc,
                                                              const longrope_kv_cache *cache,
                                                              const longrope_decode_tensors *tensors, size_t *bytes);

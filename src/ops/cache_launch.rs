@@ -7,6 +7,10 @@ use crate::ops::rotary_launch::{Block, block};
 /// Blocks that a multiprocessor runs at once, by the registers that the re-rotating kernels are compiled for.
 const BLOCKS_EACH: usize = 4;
 
+/// New tokens from which a block takes each in two steps, and so twice as many: what it waits for before it can write, the length and
+/// then a page's id, is waited for half as often. Fewer are spread over more blocks.
+const MANY_TOKENS: usize = 512;
+
 /// A grid, and what the kernel is told of it.
 pub(super) struct Launch {
     pub(super) grid: Grid,
@@ -15,7 +19,8 @@ pub(super) struct Launch {
 
 /// The launch of so many tokens.
 pub(super) fn launch(tokens: usize, heads: usize, pairs: usize, vector: bool) -> Result<Launch, Error> {
-    let block = block(tokens, heads, pairs, vector.then_some(8));
+    let least = if tokens < MANY_TOKENS { 1 } else { 2 };
+    let block = block(tokens, heads, pairs, vector.then_some(8), least);
     let blocks = u32::try_from(tokens.div_ceil(block.tokens)).ok().filter(|blocks| *blocks < 1 << 31);
     let blocks = blocks
         .ok_or_else(|| Error::unsupported("tensors", format!("{tokens} tokens"), "fewer than 2^31 tokens"))?;
@@ -30,7 +35,7 @@ pub(super) fn walking_launch(
     vector: bool,
     multiprocessors: u32,
 ) -> Launch {
-    let block = block(most, heads, pairs, vector.then_some(8));
+    let block = block(most, heads, pairs, vector.then_some(8), 1);
     let blocks = most.div_ceil(block.tokens).clamp(1, BLOCKS_EACH * multiprocessors.max(1) as usize);
     of(&block, blocks as u32)
 }

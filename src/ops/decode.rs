@@ -198,7 +198,9 @@ impl Decode<'_> {
         let items = fits(items).ok_or_else(too_many)?;
         let clusters = in_clusters
             .filter(|_| sequences == 1 && self.split == Split::Balanced && gpu.has_clusters)
-            .zip(Clusters::new(items, self.most_bytes(most), gpu.multiprocessors));
+            .zip(Clusters::new(items, self.most_bytes(most), gpu.multiprocessors))
+            // What is read before a merge has ended is worth more than what clusters save.
+            .filter(|(_, clusters)| !self.settled || clusters.splits == 1);
         let (splits, blocks, slots) = match (self.split, clusters) {
             (Split::Balanced, Some((_, clusters))) => {
                 (clusters.splits, clusters.blocks(items), 2 * MAX_BLOCKS as usize)

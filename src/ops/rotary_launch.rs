@@ -76,7 +76,7 @@ impl Launch {
 
     fn many(work: &Work) -> Result<Self, Error> {
         let tokens = work.batch * work.length;
-        let block = block(tokens, work.heads, work.pairs, work.vector.then_some(16 / work.dtype.size()));
+        let block = block(tokens, work.heads, work.pairs, work.vector.then_some(16 / work.dtype.size()), 1);
         let blocks = u32::try_from(tokens.div_ceil(block.tokens)).ok().filter(|blocks| *blocks < 1 << 31);
         let blocks = blocks.ok_or_else(|| {
             Error::unsupported("tensors", format!("{tokens} tokens"), "fewer than 2^31 tokens")
@@ -134,10 +134,10 @@ pub(super) struct Block {
     pub(super) ring_bytes: i32,
 }
 
-/// The block for so many tokens. `lanes`: elements of a vector, if they move by vectors.
-pub(super) fn block(tokens: usize, heads: usize, pairs: usize, lanes: Option<usize>) -> Block {
+/// The block for so many tokens. `lanes`: elements of a vector, if they move by vectors; `least`: steps of a token, at least.
+pub(super) fn block(tokens: usize, heads: usize, pairs: usize, lanes: Option<usize>, least: usize) -> Block {
     let chunks = lanes.map_or(pairs, |lanes| pairs / lanes);
-    let shape = Shape::new(tokens, heads, chunks);
+    let shape = Shape::new(tokens, heads, chunks, least);
     let threads = chunks * shape.heads * shape.tokens;
     let ring = if lanes.is_some() { STAGES.min(shape.steps) * STEP_BYTES * threads } else { 0 };
     Block {
@@ -160,10 +160,10 @@ struct Shape {
 }
 
 impl Shape {
-    /// The layout for `tokens` tokens of `heads` heads of `chunks` chunks.
-    fn new(tokens: usize, heads: usize, chunks: usize) -> Self {
+    /// The layout for `tokens` tokens of `heads` heads of `chunks` chunks, in so many steps at least.
+    fn new(tokens: usize, heads: usize, chunks: usize, least: usize) -> Self {
         // As few steps as the bound on threads allows, of equal size.
-        let fewest = (heads * chunks).div_ceil(HEADS * MAX_THREADS);
+        let fewest = (heads * chunks).div_ceil(HEADS * MAX_THREADS).max(least);
         let block_heads = heads.div_ceil(HEADS * fewest).clamp(1, MAX_THREADS / chunks);
         let block_tokens = (MAX_THREADS / (chunks * block_heads)).clamp(1, MAX_TOKENS.min(tokens));
         Self { tokens: block_tokens, heads: block_heads, steps: heads.div_ceil(HEADS * block_heads) }
@@ -262,9 +262,11 @@ mod tests {
             }
         }
         for (length, heads, chunks) in [(1 << 20, 40, 8), (5, 1, 1), (9, 3, 128), (1 << 31, 1 << 20, 32)] {
-            let shape = Shape::new(length, heads, chunks);
-            assert!(chunks * shape.heads * shape.tokens <= MAX_THREADS);
-            assert!(shape.steps * HEADS * shape.heads >= heads);
+            for least in 1..4 {
+                let shape = Shape::new(length, heads, chunks, least);
+                assert!(chunks * shape.heads * shape.tokens <= MAX_THREADS);
+                assert!(shape.steps * HEADS * shape.heads >= heads);
+            }
         }
     }
 
