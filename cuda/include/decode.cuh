@@ -111,7 +111,11 @@ __device__ __forceinline__ void decode(const longrope_decode_params &p, const ty
     __shared__ DecodeSegment segment;
     __shared__ int64_t sequence;
     bool waits = p.settled;
-    if (!waits) pass_on();
+    if (waits) {
+        drop_cached();
+    } else {
+        pass_on();
+    }
     for (BlockWork<Shape> work(p); work.has_more();) {
         if (threadIdx.x == 0) {
             segment = work.find(p);

@@ -148,6 +148,7 @@ __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params 
     // What the length was before the kernel before this one ended is a guess that is mostly right, or settled. Starts of packed tokens
     // are not guessed.
     bool guesses = !p.settled && !p.tokens.starts;
+    if (p.settled) drop_cached();
     // Launches that begin while keys are summed find the other multiprocessors free alone, and lie in pairs on them. A merge is small, and
     // had better be there when this kernel ends.
     const bool passes_on_late = !p.settled && p.splits == 1;

@@ -27,6 +27,13 @@ __device__ __forceinline__ void fetch_early(const void *at) {
 #endif
 }
 
+// Drops what the first-level cache has of earlier kernels: a launch that begins before its turn finds it as they left it.
+__device__ __forceinline__ void drop_cached() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#endif
+}
+
 // A whole number of the device's memory, as it is there now and not as the first-level cache may have it.
 __device__ __forceinline__ int64_t read_anew(const void *at, bool wide) {
     int64_t x;

@@ -34,7 +34,7 @@ pub struct Decode<'a> {
     pub window: Option<u64>,
     /// How the keys of a sequence are divided among blocks.
     pub split: Split,
-    /// The caller's promise of what the launch just before this one on the stream writes: of all that this one reads, at most the
+    /// The caller's promise of what the launch or copy just before this one on the stream writes: of all that this one reads, at most the
     /// queries, and the keys and values of the new tokens, as [`Append`](crate::ops::Append) does. Earlier keys and values are then
     /// read while that launch still runs, and lengths, the page table and choices of sets before it has ended. If that launch itself
     /// lets others begin before it has waited for the one before it, the promise is of that one too. Where it is broken, what is

@@ -166,7 +166,11 @@ fn graph(gpu: &Gpu) {
             eager.tell(gpu, &lengths, choices);
             eager.launch(gpu, &problem, &rotation);
             let found = replayed.read(gpu);
-            assert!(found == eager.read(gpu), "{split:?}, step {step}");
+            assert!(
+                found == eager.read(gpu),
+                "{count} sequences, {split:?}, settled {}, step {step}",
+                case.settled
+            );
             assert!(before.as_ref() != Some(&found), "each replay follows the numbers on the device");
             if [0, 299, 300, 500, 700, STEPS - 1].contains(&step) {
                 check(&problem, &rotation, &lengths, choices, &found);

@@ -2,7 +2,7 @@
 //! of blocks, and launches that ask for keys before they may read them.
 
 use longrope::device::Dtype;
-use longrope::ops::{BAD_LENGTH, BAD_PAGE, Split, Workspace};
+use longrope::ops::{BAD_LENGTH, BAD_PAGE, Decode, Split, Workspace};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -130,8 +130,9 @@ fn bad_entries(gpu: &Gpu) {
     }
 }
 
-/// Launches one after another without a wait of the host, each after its length was written by the stream, so that each asks for
-/// keys while the one before it still runs. Their results are those of launches that are waited for.
+/// Launches one after another without a wait of the host, two after each time that the stream wrote the length, so that each begins
+/// while the one before it still runs; the second may be told that what it reads is settled. Their results are those of launches that
+/// are waited for.
 fn growing(gpu: &Gpu) {
     const STEPS: usize = 64;
     for (heads, settled) in
@@ -152,7 +153,8 @@ fn growing(gpu: &Gpu) {
             lengths.iter().map(|length| gpu.upload(&bytes(problem.wide_lengths, &[*length]))).collect();
         for (step, [out, lse]) in outputs.iter().enumerate() {
             gpu.stream.memcpy_dtod(&uploads[step], &mut numbers.lengths).unwrap();
-            for _ in 0..2 {
+            for settled in [false, settled] {
+                let decode = Decode { settled, ..decode };
                 let tensors = tensors(memory.q.tensor, out, lse);
                 // SAFETY: the buffers are as large as their layouts say, and live until they were read.
                 unsafe { decode.run(&gpu.kernels, &tensors, workspace, gpu.raw_stream()) }.unwrap();
