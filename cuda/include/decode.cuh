@@ -78,7 +78,7 @@ struct BlockWork {
     // The segment that begins at `tile`, and in `sequence` whose it is.
     __device__ __forceinline__ DecodeSegment find(const longrope_decode_params &p) {
         if (p.splits > 0) return find_fixed(p);
-        for (;; ++sequence) {
+        for (; sequence < p.cache.sequences; ++sequence) {
             const CachedSequence one(p.cache, p.tokens, sequence);
             const SequenceWork work(p, one);
             if (tile - before < work.total) {
@@ -90,6 +90,8 @@ struct BlockWork {
             }
             before += work.total;
         }
+        // Lengths became shorter meanwhile, against a promise.
+        return {};
     }
 
     // Where each item is split a fixed number of times; of a bad sequence without rows.

@@ -100,6 +100,8 @@ __device__ __forceinline__ void decode_merge(const longrope_decode_params &p) {
     DecodeItem item;
     DecodeParts parts;
     let_dependents_begin();
+    // Lengths are those that the kernel before has waited for; the first-level cache may have those of earlier launches.
+    drop_cached();
     const bool found = find_item(p, blockIdx.x / static_cast<uint32_t>(p.slot_rows), item, parts);
     wait_for_dependency();
     if (!found || row >= item.rows) return;

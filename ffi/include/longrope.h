@@ -777,11 +777,13 @@ typedef struct longrope_decode_desc {
 #define LONGROPE_DECODE_DESC_INIT \
     { sizeof(longrope_decode_desc), 0, 0.0f, 0, 0, {0, 0, NULL, 0}, NULL, NULL }
 
-/* In `flags`: a promise of what the launch just before on the stream writes. Of all that decoding reads, it is at most the
- * queries, and the keys and values of the new tokens, as longrope_append_run does. Earlier keys and values are then read
- * while that launch still runs, and lengths, the page table and numbers of sets before it has ended. If that launch itself
- * lets others begin before it has waited for the one before it, the promise is of that one too. Where it is broken, what
- * is read may be what was there before. Without the flag nothing is read before the launch has ended. */
+/* In `flags`: a promise of what the launch or copy just before on the stream writes. Of all that decoding reads, it is at
+ * most the queries, and the keys and values of the new tokens of this call, as a longrope_append_run of the same tokens
+ * does; so of a sequence of length L with n new tokens nothing below position L - n, in pages that are shared with others
+ * neither. Earlier keys and values, lengths, starts, the page table and numbers of sets are then read while it still runs.
+ * If that launch itself lets others begin before it has waited for the one before it, the promise is of that one too. A
+ * broken promise is undefined behaviour. Without the flag, nothing that is read before the launch has ended is made use
+ * of unless it is the same afterwards. */
 #define LONGROPE_DECODE_SETTLED 1u
 
 /* What decoding and prefill read and write beside the cache. Query head h reads key head

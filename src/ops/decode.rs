@@ -35,10 +35,11 @@ pub struct Decode<'a> {
     /// How the keys of a sequence are divided among blocks.
     pub split: Split,
     /// The caller's promise of what the launch or copy just before this one on the stream writes: of all that this one reads, at most the
-    /// queries, and the keys and values of the new tokens, as [`Append`](crate::ops::Append) does. Earlier keys and values are then
-    /// read while that launch still runs, and lengths, the page table and choices of sets before it has ended. If that launch itself
-    /// lets others begin before it has waited for the one before it, the promise is of that one too. Where it is broken, what is
-    /// read may be what was there before. `false`: nothing is read before the launch has ended.
+    /// queries, and the keys and values of the new tokens of this call, as an [`Append`](crate::ops::Append) of the same tokens does;
+    /// so of a sequence of length `L` with `n` new tokens nothing below position `L - n`, in pages that are shared with others neither.
+    /// Earlier keys and values, lengths, starts, the page table and choices of sets are then read while it still runs. If that launch
+    /// itself lets others begin before it has waited for the one before it, the promise is of that one too. `false`: nothing that is
+    /// read before the launch has ended is made use of unless it is the same afterwards.
     pub settled: bool,
     /// The address of a `u32` in which the kernel sets bits ([`BAD_LENGTH`](crate::ops::BAD_LENGTH),
     /// [`BAD_PAGE`](crate::ops::BAD_PAGE), [`BAD_SEQUENCE`](crate::ops::BAD_SEQUENCE), [`BAD_CHOICE`](crate::ops::BAD_CHOICE)); it
@@ -107,7 +108,8 @@ impl Decode<'_> {
     ///
     /// # Safety
     /// All addresses must be of device memory of the stream's context, valid until the kernels ended, aligned to their
-    /// elements, and as large as the shapes say. The outputs must overlap no other memory in use.
+    /// elements, and as large as the shapes say; those of lengths and queries from when the launch before this one on the stream may
+    /// begin. The outputs must overlap no other memory in use. Where [`settled`](Decode::settled) is set, its promise must hold.
     pub unsafe fn run(
         &self,
         context: &Context,
