@@ -2,8 +2,8 @@
 //!
 //! In this order: images that `LONGROPE_IMAGE_DIR` names; nvcc from `NVCC`, `CUDA_HOME` or `CUDA_PATH`, `PATH`, the usual
 //! folder, or `.cuda/` where `scripts/install-cuda` puts it; images that travel in the package, if they are of its sources; none.
-//! Without images every launch returns a clear error. `LONGROPE_REQUIRE_CUDA=1` makes that an error of the build. The GPUs of the
-//! building machine are never looked at.
+//! Without images every launch returns a clear error. `LONGROPE_REQUIRE_CUDA=1` makes that an error of the build, and so is an
+//! `NVCC` that names no file, where nvcc is looked for. The GPUs of the building machine are never looked at.
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 /// The families of kernels: `cuda/NAME.cu` each.
-const FAMILIES: [&str; 34] = [
+const FAMILIES: [&str; 42] = [
     "rotary",
     "cache",
     "attention_sm80_d64",
@@ -37,6 +37,14 @@ const FAMILIES: [&str; 34] = [
     "decode_rotating_d96",
     "decode_rotating_d128",
     "decode_rotating_d256",
+    "decode_sm90_d64",
+    "decode_sm90_d96",
+    "decode_sm90_d128",
+    "decode_sm90_d256",
+    "decode_rotating_sm90_d64",
+    "decode_rotating_sm90_d96",
+    "decode_rotating_sm90_d128",
+    "decode_rotating_sm90_d256",
     "decode_merge",
     "attention_cached_d64",
     "attention_cached_d96",

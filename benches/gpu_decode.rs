@@ -73,6 +73,8 @@ const COLD: [Case; 5] = [
     Case { op: "cold", length: MILLION / 8, heads: [32, 32], nodes: 2, ..BASE },
     Case { op: "cold", length: MILLION / 8, nodes: 14, ..BASE },
 ];
+/// The same launches, of which none writes what another one reads.
+const SETTLED: &str = "cold_settled";
 
 fn main() {
     gpu::run("decode", |gpu, measurements| {
@@ -83,6 +85,7 @@ fn main() {
         ROTATING.iter().for_each(|case| bench.beside_contiguous(measurements, case));
         bench.beside_read(measurements, &MIXED, &mixed_lengths());
         COLD.iter().for_each(|case| bench.cold(measurements, case));
+        COLD.iter().for_each(|case| bench.cold(measurements, &Case { op: SETTLED, ..*case }));
         bench.append(measurements);
         bench.check();
     });
@@ -211,6 +214,7 @@ impl<'a> Bench<'a> {
             lengths: DeviceLengths::I32(gpu.address(&ends)),
         });
         decode.status = Some(gpu.address(&self.status));
+        decode.settled = case.op == SETTLED;
         decode.rotary = (case.op == "rotate_on_read").then(|| self.rotary());
         let elements = sequences * query_heads * dim;
         let rows = [gpu.random(DTYPE, elements), gpu.zeros(elements * DTYPE.size())];

@@ -21,14 +21,12 @@ fn targets(source: &Path) -> &'static [&'static str] {
     }
 }
 
-/// The compiler, or where it was looked for.
+/// The compiler, or where it was looked for. Panics if `NVCC` names none: who sets it does not want a build without.
 pub fn find(root: &Path) -> Result<PathBuf, String> {
     if let Some(nvcc) = env::var_os("NVCC") {
         let nvcc = PathBuf::from(nvcc);
-        return match nvcc.is_file() {
-            true => Ok(nvcc),
-            false => Err(format!("NVCC names {}, which is not there", nvcc.display())),
-        };
+        assert!(nvcc.is_file(), "NVCC: {nvcc:?} is no file; expected the path of nvcc");
+        return Ok(nvcc);
     }
     let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(PathBuf::from);
     let paths = env::var_os("PATH").unwrap_or_default();

@@ -110,16 +110,6 @@ struct AppendWork {
     }
 };
 
-// Tells of bad sequences, of which there may be no row to find them by.
-__device__ __forceinline__ void report_bad_sequences(const longrope_cache &cache, const longrope_new_tokens &tokens,
-                                                     uint32_t *status) {
-    const int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
-    for (int64_t i = thread; i < cache.sequences; i += blockDim.x * blockDim.y * blockDim.z) {
-        const uint32_t bad = CachedSequence(cache, tokens, i).bad;
-        if (bad) atomicOr(status, bad);
-    }
-}
-
 template <class T, int N, bool kInterleaved>
 __device__ __forceinline__ void append(const longrope_append_params &p) {
     wait_for_dependency();

@@ -79,13 +79,15 @@ __device__ __forceinline__ void write_queries(const longrope_attention_backward_
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int64_t tile = mine.first; tile * kRows < block.query_length; tile += blocks) {
         const float4 *const from = reinterpret_cast<const float4 *>(h.slab) + (slab_tile + tile) * (kRows * kDim / 4);
+        // In turn the first block to add wrote there. Else there were zeros before.
+        const bool is_there = !h.turns || h.turns[slab_tile + tile] > 0;
         float sum[kDim / 2];
 #pragma unroll
         for (int n = 0; n < kDim / 8; ++n) {
             // Blocks of 8 dimensions: those of a warp of the first consumer there, then those of one of the second.
             constexpr int kFirst = Shape::kQueryDims / 8, kSecond = Shape::kSecondDims / 8;
             const int at = n < kFirst ? warp * kFirst + n : 4 * kFirst + warp * kSecond + n - kFirst;
-            const float4 x = from[at * 32 + lane];
+            const float4 x = is_there ? from[at * 32 + lane] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             sum[4 * n] = x.x, sum[4 * n + 1] = x.y, sum[4 * n + 2] = x.z, sum[4 * n + 3] = x.w;
         }
         const GradientOut out(b.dq, b.dq_stride, block.batch, block.query_start + tile * kRows, block.head, b.dq_is_f32, b.accumulate);

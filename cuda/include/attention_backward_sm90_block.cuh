@@ -86,7 +86,7 @@ struct GradientShared {
         barrier_init(cleared(1), 1);
         barrier_init(gradients_full(), Shape::kGradientWarps);
         barrier_init(staging_full(), Shape::kStagingWarps);
-        barrier_init(staging_empty(), Shape::kStagedArrivals);
+        barrier_init(staging_empty(), 1);
         barrier_init(keys_turn(), 1);
         barrier_init(keys_added(), 4 * Shape::kConsumers);
         barrier_init_done();

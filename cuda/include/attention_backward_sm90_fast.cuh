@@ -51,7 +51,7 @@ struct FastShape {
     static constexpr bool kBulk = kBulk_;                         // and by the copy engine, or by threads
     static constexpr int kConsumers = 2, kRows = 128, kThreads = 384, kFirstConsumer = 128, kSums = 2;
     static constexpr bool kSharesRows = false;
-    static constexpr int kGradientWarps = 8, kStagingWarps = 8, kStagedArrivals = 1;
+    static constexpr int kGradientWarps = 8, kStagingWarps = 8;
     static constexpr int kTileDim = kDim == 64 ? 64 : 128;        // dimensions of a row of a tile, some of which may be zeros
     static constexpr int kRowBytes = kRows * kTileDim * 2, kTileBytes = kColumns * kTileDim * 2;
     static constexpr int kGradientBytes = kRows * kColumns * 2;   // dS of a tile

@@ -23,7 +23,7 @@ struct GradientShape {
     static constexpr bool kInTurn = false;           // and whether blocks do so in one order
     static constexpr bool kSharesRows = false;       // whether all consumers have the same rows
     // Arrivals at the barriers of dS in shared memory, and of what is staged there; see GradientShared.
-    static constexpr int kGradientWarps = 4 * kConsumers_, kStagingWarps = 4 * kConsumers_, kStagedArrivals = 1;
+    static constexpr int kGradientWarps = 4 * kConsumers_, kStagingWarps = 4 * kConsumers_;
     static constexpr int kRows = 64 * kConsumers;    // rows a block
     static constexpr int kThreads = 128 * (kConsumers + 1);
     static constexpr int kFirstConsumer = 128;       // thread
@@ -61,17 +61,18 @@ struct alignas(16) GradientItem {
     int start;                   // the tile that is the first
     int slab_tile;               // tile of column 0, where dQ is added to
     int key_tile;                // of the rows, where dK and dV are added to
-    int later;                   // blocks of keys of the sequence behind the rows
+    int others;                  // blocks of keys of the sequence that may add to dQ before: all behind the rows, or all before them
     int member;                  // of the query head among those that share keys
     bool is_last;                // no item, but the end of them
+    bool is_down;                // where blocks add in turn: from the last tile down, in the order of their keys
 
     __device__ __forceinline__ int tiles() const { return end - first; }
 
-    // The tile after another; after the last that there is again the first one. From the last on downwards, or upwards from any. And the
-    // tile before.
+    // The tile after another; after the last that there is again the first one. From the last on downwards, or upwards from any, unless
+    // the item says otherwise. And the tile before.
     template <class Shape>
     __device__ __forceinline__ int after(int tile) const {
-        return Shape::kMakesAll ? above(tile) : below(tile);
+        return Shape::kMakesAll && !(Shape::kInTurn && is_down) ? above(tile) : below(tile);
     }
     template <class Shape>
     __device__ __forceinline__ int before(int tile) const {
@@ -79,6 +80,8 @@ struct alignas(16) GradientItem {
     }
     __device__ __forceinline__ int above(int tile) const { return tile + 1 == end ? first : tile + 1; }
     __device__ __forceinline__ int below(int tile) const { return (tile == first ? end : tile) - 1; }
+    // The tile that comes, where blocks add in turn, when `tile` would upwards.
+    __device__ __forceinline__ int in_turn(int tile) const { return is_down ? first + end - 1 - tile : tile; }
 
     // The tiles, by what else is known. `row`: the first in its sequence.
     template <class Shape>
@@ -265,7 +268,7 @@ struct ItemFinder {
                 one_by_one();
                 item.slab_tile = first_slab_tile<Shape>(h, block, sequence, item.column_head);
                 one_by_one();
-                item.later = static_cast<int>((rows - 1) / Shape::kRows);
+                item.others = static_cast<int>((rows - 1) / Shape::kRows);
                 item.member = block.head % h.sharing;
                 item.key_tile = first_key_tile<Shape>(h, block, sequence, item.row_head) + static_cast<int>(first / Shape::kRows);
             }

@@ -40,7 +40,7 @@ struct RolesShape {
     static constexpr int kFoldTiles = 4096 / kColumns;
     static constexpr int kLoaderRegisters = 24, kConsumerRegisters = 240;
     // Who arrives at the barrier of dS. Nothing is staged.
-    static constexpr int kGradientWarps = 4, kStagingWarps = 4, kStagedArrivals = 1;
+    static constexpr int kGradientWarps = 4, kStagingWarps = 4;
     using Staged = StagedGradient<kDim, kTurnedRows, 32>;
     // What is declared beside it has 2 KiB, and the system 1, of 228. So tiles begin at a multiple of 1 KiB, and none is there for
     // alignment.

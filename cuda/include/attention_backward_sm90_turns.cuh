@@ -4,9 +4,17 @@
 // A tile has a counter of those that have added. A block waits until all before it have, adds, and counts itself. Under a mask not all
 // blocks before one add to a tile, but those that do follow one another, and how many do not is known without asking.
 //
-// No block waits for what has not begun: items are drawn in an order in which each comes after those that it waits for. Another kernel
-// lists them before. And few wait for long: blocks of one head start at the same tile and go the same way, each some tiles behind the
-// one before it.
+// The order is that from the last keys to the first, tiles going up. Under a causal mask the items of the first keys are longest, so
+// that a few blocks would still be at work on the last head when there is nothing left for others. So that one goes the other way: from
+// the first keys to the last, tiles going down from the last, which all blocks see. So do some of the last heads, side by side, where
+// one has too few items for all blocks.
+//
+// No block waits for what has not begun: items are drawn in the order of the list, which another kernel writes before, and each comes
+// there after those that it waits for: for dQ items of its own head, whose order in the list is that of its turns, for dK and dV items of
+// heads before it that share its keys. A block is done with an item before it begins the next it drew. So of all that are not done, the
+// first in the list is at work or drawn next, and waits for none, however many blocks there are.
+//
+// And few wait for long: blocks of one head start at the same tile and go the same way, each some tiles behind the one before it.
 //
 // One thread of a block does this for dQ, so that consumers go on. It draws the items too: the one after another when the first tile of
 // that is on its way.
@@ -30,9 +38,9 @@ __device__ __forceinline__ void wait_for_turn(const uint32_t *turn, uint32_t cou
     }
 }
 
-// Counts one more that has added. What the copy engine has added comes before, when it has said that it has ended: then it was done in
-// the second-level cache, where all of them add. The fence that would order other memory too waits for all that the multiprocessor has
-// under way, and takes up to a fifth of the rate. What threads have added does not come before without it.
+// Counts one more that has added. What the copy engine has added or written comes before, when it has said that it has ended: then it
+// was done in the second-level cache, where all of them add. The fence that would order other memory too waits for all that the
+// multiprocessor has under way, and takes up to a fifth of the rate. What threads have added does not come before without it.
 __device__ __forceinline__ void pass_turn(uint32_t *turn) {
     asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(turn) : "memory");
 }
@@ -40,16 +48,22 @@ __device__ __forceinline__ void pass_turn(uint32_t *turn) {
 // Orders what the copy engine does in device memory and what threads do.
 __device__ __forceinline__ void fence_for_copy_engine() { asm volatile("fence.proxy.async;" ::: "memory"); }
 
-// How many blocks add to a tile before the item's: all behind it that see the tile.
+// How many blocks add to a tile before the item's: all behind it that see the tile. Or all before it: what it sees these do too.
 template <class Shape>
 __device__ __forceinline__ uint32_t turn_of(const GradientItem &item, int tile) {
+    if (item.is_down) return static_cast<uint32_t>(item.others);
     // Of block b behind it the queries begin at see_first + b kRows.
     const int end = min((tile + 1) * Shape::kColumns, item.columns);
-    return static_cast<uint32_t>(min(max((end - item.see_first - 1) / Shape::kRows, 0), item.later));
+    return static_cast<uint32_t>(min(max((end - item.see_first - 1) / Shape::kRows, 0), item.others));
 }
 
+// Items that go down, at most, if they are of more than one head: one for each multiprocessor of an H100. Not by those that there are, of
+// which bits would depend.
+constexpr int64_t kItemsDown = 132;
+
 // Writes the list of all items, beginning with zeros: a block takes some of those of a sequence. In sections of heads, as many as keep
-// all multiprocessors at work: of these the last blocks of keys of all come first, so that each comes after those that it waits for.
+// all multiprocessors at work: of these the last blocks of keys of all come first, so that each comes after those that it waits for. In
+// the last heads of a causal mask the first blocks do.
 template <class Shape>
 __device__ __forceinline__ void list_items(const longrope_attention_backward_sm90_params &h) {
     const longrope_attention_params &p = h.backward.attention;
@@ -66,13 +80,26 @@ __device__ __forceinline__ void list_items(const longrope_attention_backward_sm9
     const int64_t all = is_packed ? heads : p.sequences * heads, own = is_packed ? 0 : sequence * heads;
     const int64_t place = is_packed ? (finder.block.key_start / Shape::kRows + sequence) * heads : 0;
     const int64_t section = min((h.section_items + blocks - 1) / blocks, all);
+    // Heads from this on go down. Not with a window: items are of about one length then, and not all blocks before one see its tiles.
+    const bool goes_down = p.causal && p.window == 0 && (!is_packed || sequence + 1 == static_cast<uint32_t>(p.sequences));
+    const int64_t up = goes_down ? all - clamp(kItemsDown / blocks, int64_t{1}, all) : all;
     GradientItem *const list = static_cast<GradientItem *>(h.list);
     for (int64_t i = blockIdx.x % parts * blockDim.x + threadIdx.x; i < blocks * heads; i += parts * blockDim.x) {
-        const int64_t number = i / heads, head = i % heads, first = (own + head) / section * section;
+        const int64_t number = i / heads, head = i % heads;
+        const bool is_down = own + head >= up;
+        // Of its section.
+        const int64_t first = is_down ? up : (own + head) / section * section;
+        const int64_t size = is_down ? all - up : min(section, up - first);
         finder.block.head = static_cast<int>(head);
         finder.key = number * Shape::kRows;
-        const int64_t at = first * blocks + (blocks - 1 - number) * min(section, all - first) + (own + head - first);
-        finder.next<Shape>(h, list[place + at]);
+        const int64_t at = first * blocks + (is_down ? number : blocks - 1 - number) * size + (own + head - first);
+        GradientItem &item = list[place + at];
+        finder.next<Shape>(h, item);
+        item.is_down = is_down;
+        if (is_down) {
+            item.start = item.end - 1;
+            item.others = static_cast<int>(number);
+        }
     }
 }
 
@@ -82,7 +109,7 @@ struct Adder {
     static constexpr int kDrawn = 3;  // tiles of an item that are left when the next one is drawn
 
     PackedTurn<kItemSlots> drawn, turn;  // of items
-    int tile;                            // of the item's, to be added next
+    int tile;                            // of the item's, to be added next, as if they went up
     int ready;                           // the tiles before this are known to be the item's turn
     int parity, key_parity;              // of what is staged, and of the items with tiles
     bool has_tiles;                      // whether there are more of the item
@@ -111,7 +138,8 @@ struct Adder {
     __device__ __forceinline__ void wait_for_tile(const longrope_attention_backward_sm90_params &h, const GradientItem &item) {
         if (tile < ready) return;
         ready = min(item.end, tile + kAhead);
-        wait_for_turn(h.turns + (item.slab_tile + ready - 1), turn_of<Shape>(item, ready - 1));
+        const int last = item.in_turn(ready - 1);
+        wait_for_turn(h.turns + (item.slab_tile + last), turn_of<Shape>(item, last));
     }
 
     // Adds the next tile of an item. Returns whether it is time to draw the next one: not much sooner than it can begin, since others may
@@ -123,12 +151,19 @@ struct Adder {
         fence_for_copy_engine();
         barrier_wait(shared.staging_full(), parity);
         parity ^= 1;
-        begin_bulk_add(h.slab + static_cast<int64_t>(item.slab_tile + tile) * (kTileBytes / 4), shared.gradients(2), kTileBytes);
+        const int at = item.slab_tile + item.in_turn(tile);
+        float *const to = h.slab + static_cast<int64_t>(at) * (kTileBytes / 4);
+        // The first writes: there are no zeros before.
+        if (turn_of<Shape>(item, item.in_turn(tile)) == 0) {
+            begin_bulk_store(to, shared.gradients(2), kTileBytes);
+        } else {
+            begin_bulk_add(to, shared.gradients(2), kTileBytes);
+        }
         wait_for_bulk_reads();
         barrier_arrive(shared.staging_empty());
         const bool draws = tile == max(item.first, item.end - kDrawn);
         wait_for_bulk_adds();
-        pass_turn(h.turns + (item.slab_tile + tile));
+        pass_turn(h.turns + at);
         one_by_one();
         if (++tile == item.end) {
             has_tiles = false;
@@ -149,8 +184,7 @@ struct Adder {
     template <class Shared>
     __device__ __forceinline__ bool begin(const Shared &shared, const GradientItem &item) {
         if (item.is_last) return false;
-        tile = item.start;
-        ready = item.first;
+        tile = ready = item.first;
         has_tiles = item.tiles() > 0;
         if (!has_tiles) {
             // Consumers do not wait for it, but count it.

@@ -12,10 +12,16 @@ __device__ __forceinline__ void begin_bulk_add(float *to, uint32_t from, int byt
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
+// Begins to write them, in the place of what is there.
+__device__ __forceinline__ void begin_bulk_store(float *to, uint32_t from, int bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
 // Waits until all that this thread began has read its shared memory.
 __device__ __forceinline__ void wait_for_bulk_reads() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
-// Waits until all of it has been added.
+// Waits until all of it has been added or written.
 __device__ __forceinline__ void wait_for_bulk_adds() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // Writes four f32 to shared memory, and adds four to device memory.

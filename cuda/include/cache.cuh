@@ -47,6 +47,16 @@ struct CachedSequence {
     __device__ __forceinline__ int64_t first_position() const { return length - fresh; }
 };
 
+// Tells of bad sequences, of which there may be no row to find them by.
+__device__ __forceinline__ void report_bad_sequences(const longrope_cache &cache, const longrope_new_tokens &tokens,
+                                                     uint32_t *status) {
+    const int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+    for (int64_t i = thread; i < cache.sequences; i += blockDim.x * blockDim.y * blockDim.z) {
+        const uint32_t bad = CachedSequence(cache, tokens, i).bad;
+        if (bad) atomicOr(status, bad);
+    }
+}
+
 // The log-sum-exp that marks a partial result of a sequence with a bad entry: a NaN that no arithmetic makes.
 constexpr uint32_t kBadPart = 0x7fc0badau;
 

@@ -15,22 +15,21 @@
 #pragma once
 
 #include "decode_segment.cuh"
-#include "dependent_launch.cuh"
 
 namespace longrope {
 
 // Attends to a segment, and writes what comes of it.
 template <class T, class Shape, class Rotation>
 __device__ __forceinline__ void attend_segment(const longrope_decode_params &p, const typename Rotation::Params &rotary,
-                                               const DecodeSegment &segment, int64_t sequence, char *shared) {
+                                               const DecodeSegment &segment, int64_t sequence, char *shared, bool waits) {
     __shared__ WarpSums<Shape> all;
     DecodeWarp<T, Shape> warp;
     // Kernels of many rows have no register for queries until then.
-    constexpr bool asks_late = Shape::kN > 1;
+    const bool asks_late = waits || Shape::kN > 1;
     if (!asks_late) warp.ask(p, {p, segment.item, static_cast<int>(threadIdx.x % 32)});
     DecodeLoads<T, Shape> loads = loads_of<T, Shape>(p, segment, sequence, shared);
-    fill_ring(loads);
-    const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, segment, loads, warp, asks_late);
+    fill_ring(loads, waits, segment.item.sequence.first_position());
+    const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, segment, loads, warp, waits, asks_late);
     if (bad && p.status) atomicOr(p.status, bad);
     float *const outputs = reinterpret_cast<float *>(shared);
     // All warps are done with their rings.
@@ -65,7 +64,7 @@ struct BlockWork {
             end = 1;
             return;
         }
-        place = find_work<Shape::kThreads>(p, blockIdx.x, -1, blockIdx.x == 0);
+        place = find_work<Shape::kThreads>(p, blockIdx.x, -1);
         const bool has_work = blockIdx.x < place.blocks;
         tile = has_work ? place.first_tile(blockIdx.x) : 0;
         end = has_work ? place.first_tile(blockIdx.x + 1) : 0;
@@ -79,7 +78,7 @@ struct BlockWork {
     // The segment that begins at `tile`, and in `sequence` whose it is.
     __device__ __forceinline__ DecodeSegment find(const longrope_decode_params &p) {
         if (p.splits > 0) return find_fixed(p);
-        for (;; ++sequence) {
+        for (; sequence < p.cache.sequences; ++sequence) {
             const CachedSequence one(p.cache, p.tokens, sequence);
             const SequenceWork work(p, one);
             if (tile - before < work.total) {
@@ -91,6 +90,8 @@ struct BlockWork {
             }
             before += work.total;
         }
+        // Lengths became shorter meanwhile, against a promise.
+        return {};
     }
 
     // Where each item is split a fixed number of times; of a bad sequence without rows.
@@ -100,7 +101,6 @@ struct BlockWork {
         sequence = head / p.cache.key_heads;
         const CachedSequence one(p.cache, p.tokens, sequence);
         const SequenceWork work(p, one);
-        if (one.bad && p.status) atomicOr(p.status, one.bad);
         const int64_t first = quotient(work.tiles * part, p.splits), last = quotient(work.tiles * (part + 1), p.splits);
         return {DecodeItem(p, one, head % p.cache.key_heads, index % row_tiles), work.first_tile + first, last - first,
                 p.splits == 1 ? -1 : static_cast<int64_t>(blockIdx.x)};
@@ -112,9 +112,12 @@ __device__ __forceinline__ void decode(const longrope_decode_params &p, const ty
     extern __shared__ __align__(128) char shared_bytes[];
     __shared__ DecodeSegment segment;
     __shared__ int64_t sequence;
-    wait_for_dependency();
-    // Not before: the merge reads lengths before it waits for this kernel.
-    let_dependents_begin();
+    bool waits = p.settled;
+    if (waits) {
+        drop_cached();
+    } else {
+        pass_on();
+    }
     for (BlockWork<Shape> work(p); work.has_more();) {
         if (threadIdx.x == 0) {
             segment = work.find(p);
@@ -123,8 +126,11 @@ __device__ __forceinline__ void decode(const longrope_decode_params &p, const ty
         __syncthreads();
         work.advance(p, segment.tiles);
         if (segment.item.rows <= 0) break;
-        attend_segment<T, Shape, Rotation>(p, rotary, segment, sequence, shared_bytes);
+        attend_segment<T, Shape, Rotation>(p, rotary, segment, sequence, shared_bytes, waits);
+        waits = false;
     }
+    if (waits) pass_on();
+    if (blockIdx.x == 0 && p.status) report_bad_sequences(p.cache, p.tokens, p.status);
 }
 
 }  // namespace longrope

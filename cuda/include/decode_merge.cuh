@@ -34,7 +34,7 @@ __device__ __forceinline__ bool find_item(const longrope_decode_params &p, uint3
     }
     // Items by their number, or the item that the border between blocks `index` and `index + 1` cuts.
     const int64_t wanted = p.merges_borders ? -1 : static_cast<int64_t>(index / in_sequence);
-    const WorkPlace place = find_work<kDecodeMergeThreads>(p, static_cast<int64_t>(index) + 1, wanted, false);
+    const WorkPlace place = find_work<kDecodeMergeThreads>(p, static_cast<int64_t>(index) + 1, wanted);
     if (place.sequence >= p.cache.sequences || place.total == 0) return false;
     const CachedSequence sequence(p.cache, p.tokens, place.sequence);
     const SequenceWork work(p, sequence);
@@ -100,6 +100,8 @@ __device__ __forceinline__ void decode_merge(const longrope_decode_params &p) {
     DecodeItem item;
     DecodeParts parts;
     let_dependents_begin();
+    // Lengths are those that the kernel before has waited for; the first-level cache may have those of earlier launches.
+    drop_cached();
     const bool found = find_item(p, blockIdx.x / static_cast<uint32_t>(p.slot_rows), item, parts);
     wait_for_dependency();
     if (!found || row >= item.rows) return;

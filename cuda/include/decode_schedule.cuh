@@ -55,14 +55,13 @@ struct WorkPlace {
 };
 
 // Finds the sequence that has the first tile of `block`, or, if `sequence` is not below 0, that sequence. To be called by all
-// threads of a block of kThreads. `reports`: whether this block is the one that tells of bad sequences.
+// threads of a block of kThreads.
 template <int kThreads>
-__device__ __forceinline__ WorkPlace find_work(const longrope_decode_params &p, int64_t block, int64_t sequence, bool reports) {
+__device__ __forceinline__ WorkPlace find_work(const longrope_decode_params &p, int64_t block, int64_t sequence) {
     WorkPlace place;
     const int thread = threadIdx.x, lane = thread % 32;
     if (p.cache.sequences == 1) {  // nothing to add up
         const CachedSequence one(p.cache, p.tokens, 0);
-        if (one.bad && reports && p.status && thread == 0) atomicOr(p.status, one.bad);
         place.total = SequenceWork(p, one).total;
         place.blocks = min(place.total, static_cast<int64_t>(p.blocks));
         place.sequence = place.before = 0;
@@ -74,9 +73,7 @@ __device__ __forceinline__ WorkPlace find_work(const longrope_decode_params &p, 
     const int64_t end = min(first + each, static_cast<int64_t>(p.cache.sequences));
     int64_t mine = 0;
     for (int64_t i = first; i < end; ++i) {
-        const CachedSequence one(p.cache, p.tokens, i);
-        if (one.bad && reports && p.status) atomicOr(p.status, one.bad);
-        mine += SequenceWork(p, one).total;
+        mine += SequenceWork(p, CachedSequence(p.cache, p.tokens, i)).total;
     }
     int64_t sum = mine;  // up to this thread's sequences, those included
 #pragma unroll

@@ -9,6 +9,7 @@
 
 #include "decode_output.cuh"
 #include "decode_warp.cuh"
+#include "dependent_launch.cuh"
 #include "key_rotation.cuh"
 
 namespace longrope {
@@ -19,6 +20,13 @@ struct DecodeSegment {
     int64_t first_tile, tiles;  // by their number in the sequence
     int64_t slot;               // of the partial result, or -1: it is the whole
 };
+
+// Waits for the kernel before this one, and lets the one after it begin. Not before: a merge reads lengths before it waits for this
+// kernel.
+__device__ __forceinline__ void pass_on() {
+    wait_for_dependency();
+    let_dependents_begin();
+}
 
 // The loads of this warp's keys of a segment.
 template <class T, class Shape>
@@ -40,27 +48,30 @@ __device__ __forceinline__ DecodeLoads<T, Shape> loads_of(const longrope_decode_
             p.head_dim, lane};
 }
 
-// Begins as many as the ring has room for.
+// Begins as many as the ring has room for. `waits`: the kernel before this one has not been waited for; it is, before what that may
+// write is asked for, which are the keys from `settled` on.
 template <class T, class Shape>
-__device__ __forceinline__ void fill_ring(DecodeLoads<T, Shape> &loads) {
+__device__ __forceinline__ void fill_ring(DecodeLoads<T, Shape> &loads, bool waits, int64_t settled) {
     loads.start();
 #pragma unroll 1
     for (int i = 0; i < Shape::kStages; ++i) {
+        if (waits && loads.first_key + i * Shape::kTileKeys + 16 > settled) wait_for_dependency();
         loads.template begin<false>(i, i);
         loads.template begin<true>(i, i);
     }
 }
 
-// Sums the keys of a segment, whose loads have begun, in `warp`; returns bits of longrope_device_status. `asks`: queries have not been
-// asked for.
+// Sums the keys of a segment, whose loads have begun, in `warp`; returns bits of longrope_device_status. `waits`: the kernel before this
+// one has not been waited for; `asks`: nor have queries been asked for.
 template <class T, class Shape, class Rotation>
 __device__ __forceinline__ uint32_t sum_keys(const longrope_decode_params &p, const typename Rotation::Params &rotary,
                                              const DecodeSegment &segment, DecodeLoads<T, Shape> &loads, DecodeWarp<T, Shape> &warp,
-                                             bool asks) {
+                                             bool waits, bool asks) {
     const DecodeItem &item = segment.item;
     const int lane = loads.lane;
     const int64_t length = item.sequence.length;
     Rotation rotation(rotary, length, loads.sequence, lane);
+    if (waits) pass_on();
     if (asks) warp.ask(p, {p, item, lane});
     if (rotation.is_bad()) {
         loads.bad = LONGROPE_DEVICE_BAD_CHOICE;

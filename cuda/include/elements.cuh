@@ -52,4 +52,11 @@ __device__ __forceinline__ void store_vector(T *at, const Vector<T, N> &x) {
     *reinterpret_cast<Vector<T, N> *>(at) = x;
 }
 
+// The same of what will not be read again soon, so that it need not stay in the caches.
+template <class T, int N>
+__device__ __forceinline__ void store_vector_streaming(T *at, const Vector<T, N> &x) {
+    static_assert(sizeof(x) == 16);
+    __stcs(reinterpret_cast<int4 *>(at), reinterpret_cast<const int4 &>(x));
+}
+
 }  // namespace longrope

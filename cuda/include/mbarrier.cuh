@@ -19,6 +19,11 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// One arrival at a barrier, which then also waits for so many bytes of copies.
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
     // The hint, in nanoseconds, is how long the hardware may let the thread sleep before it asks again.
     asm volatile(

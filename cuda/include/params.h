@@ -287,6 +287,8 @@ typedef struct longrope_decode_params {
     /* Items that the merging grid looks at: all of them, or those at the borders of blocks, by `merges_borders`. */
     int32_t merges;
     int32_t merges_borders;
+    /* 1: only queries, and the keys and values of new tokens, may be written by the kernel before this one. */
+    int32_t settled;
 } longrope_decode_params;
 
 /* How keys of a cache are rotated: each sequence by one set, and its tokens stand where they are in it. */

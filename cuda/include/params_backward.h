@@ -75,9 +75,10 @@ typedef struct longrope_attention_backward_sm90_params {
     /* Query heads that read a key head, in the kernel that makes all gradients. To it every query head has keys of its own: the group
      * is 1, `backward.key_heads` that of queries. */
     int32_t sharing;
-    /* Where the kernel that makes all gradients adds those of queries before the scale, zeros before: f32 [batch][heads][slab_tiles]
-     * tiles of queries, each as its threads hold it. A packed sequence begins a tile at its number plus the whole tiles before its
-     * first row. Blocks of a sequence and head that read it, each every so many-th tile: `backward.attention.tiles`. */
+    /* Where the kernel that makes all gradients adds those of queries before the scale: f32 [batch][heads][slab_tiles] tiles of
+     * queries, each as its threads hold it; zeros before, or anything where blocks add in turn, since the first writes. A packed
+     * sequence begins a tile at its number plus the whole tiles before its first row. Blocks of a sequence and head that read it,
+     * each every so many-th tile: `backward.attention.tiles`. */
     float *slab;
     int64_t slab_tiles;
     /* Likewise of keys and values, where query heads share them or they are rotated, or null: f32 [batch][key heads][key_slab_tiles]
@@ -85,7 +86,7 @@ typedef struct longrope_attention_backward_sm90_params {
     float *key_slab;
     int64_t key_slab_tiles;
     /* Where blocks add in turn, so that sums have one order: how many have added to a tile of the slab, and to one of the keys'; 0
-     * before the launch. */
+     * before the launch. Else null. */
     uint32_t *turns;
     uint32_t *key_turns;
     /* There, all items, in the order in which they are drawn, 160 bytes each, zeros before; and blocks that list those of a sequence. */

@@ -31,13 +31,6 @@
 
 namespace longrope {
 
-// Stores what will not be read again soon, so that it need not stay in the caches.
-template <class T, int N>
-__device__ __forceinline__ void store_vector_streaming(T *at, const Vector<T, N> &x) {
-    static_assert(sizeof(x) == 16);
-    __stcs(reinterpret_cast<int4 *>(at), reinterpret_cast<const int4 &>(x));
-}
-
 // Two vectors of one head, as they are in memory, and the pairs they hold.
 template <class T, int N, bool kInterleaved>
 struct Chunk {

@@ -5,11 +5,6 @@
 
 namespace longrope {
 
-// One arrival at a barrier, which then also waits for so many bytes of copies.
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
 // Where a box begins in a tensor.
 struct BoxPlace {
     int row, head, batch;

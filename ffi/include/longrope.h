@@ -14,7 +14,7 @@
  * Streams     `stream` is a CUstream or cudaStream_t as `void *`. NULL is the legacy default stream, not that of the
  *             thread. A launch runs in the CUDA context of its stream, which need not be the primary one, nor current; for
  *             NULL in the current one, or, where the thread has none, in the primary one of the context's device if that is
- *             in use, as CUDA's runtime has it. What is current stays so.
+ *             in use, as CUDA's runtime has it; a `_validate` on NULL copies in the same. What is current stays so.
  * Launches    A `_run` is asynchronous. It launches at most one kernel (attention, also over a cache: and may clear a
  *             counter in its workspace before, and merge parts after; its gradients: up to five for each group of heads that
  *             its workspace has room for); it allocates nothing
@@ -556,8 +556,8 @@ typedef struct longrope_attention_backward_desc {
 } longrope_attention_backward_desc;
 
 /* In `flags`: sums may have any order, where a kernel makes use of it: those of compute capability 9.0, for BF16. It is faster
- * by a tenth, and beyond a head dimension of 128 more than twice as fast. The bits of gradients may then differ from run to
- * run, within the same bounds. */
+ * by a tenth, and at a head dimension of 256 twice as fast. The bits of gradients may then differ from run to run, within
+ * the same bounds. */
 #define LONGROPE_ATTENTION_BACKWARD_FAST 1u
 
 #define LONGROPE_ATTENTION_BACKWARD_DESC_INIT \
@@ -764,7 +764,7 @@ typedef struct longrope_decode_desc {
                                                * around it */
     float scale;                              /* what the logits are multiplied by. 0: 1 / sqrt(head dimension), so 0
                                                * itself can't be asked for */
-    uint32_t flags;                           /* none is defined yet */
+    uint32_t flags;                           /* LONGROPE_DECODE_SETTLED, or 0 */
     int64_t window;                           /* a query sees keys less than this many positions back (so 1 is its own
                                                * alone). 0: all */
     longrope_new_tokens tokens;               /* which tokens the queries are */
@@ -776,6 +776,15 @@ typedef struct longrope_decode_desc {
 
 #define LONGROPE_DECODE_DESC_INIT \
     { sizeof(longrope_decode_desc), 0, 0.0f, 0, 0, {0, 0, NULL, 0}, NULL, NULL }
+
+/* In `flags`: a promise of what the launch or copy just before on the stream writes. Of all that decoding reads, it is at
+ * most the queries, and the keys and values of the new tokens of this call, as a longrope_append_run of the same tokens
+ * does; so of a sequence of length L with n new tokens nothing below position L - n, in pages that are shared with others
+ * neither. Earlier keys and values, lengths, starts, the page table and numbers of sets are then read while it still runs.
+ * If that launch itself lets others begin before it has waited for the one before it, the promise is of that one too. A
+ * broken promise is undefined behaviour. Without the flag, nothing that is read before the launch has ended is made use
+ * of unless it is the same afterwards. */
+#define LONGROPE_DECODE_SETTLED 1u
 
 /* What decoding and prefill read and write beside the cache. Query head h reads key head
  * h / (query heads / key heads). The outputs overlap neither each other nor the inputs. */
@@ -837,8 +846,8 @@ LONGROPE_API longrope_status longrope_prefill_supported(const longrope_prefill_d
                                                         const longrope_kv_cache *cache,
                                                         const longrope_decode_tensors *tensors);
 
-/* How much scratch memory a run needs: a function of shapes, types, `sequences`, `table_width` and `most` alone. It is
- * 0 where the keys are not divided. Pure. */
+/* How much scratch memory a run needs, whatever the GPU: a function of shapes, types, `sequences`, `table_width` and
+ * `most` alone. It is for partial results, where the keys are divided, and for kernels of compute capability 9.0. Pure. */
 LONGROPE_API longrope_status longrope_prefill_workspace_size(const longrope_prefill_desc *desc,
                                                              const longrope_kv_cache *cache,
                                                              const longrope_decode_tensors *tensors, size_t *bytes);

@@ -11,6 +11,9 @@ use crate::cache::in_c;
 use crate::status::{Failure, guard};
 use crate::{context, prefill};
 
+/// `LONGROPE_DECODE_SETTLED`.
+const SETTLED: u32 = 1;
+
 /// Whether decoding can be launched.
 ///
 /// # Safety
@@ -108,7 +111,13 @@ unsafe fn read<'a>(
 ) -> Result<(Decode<'a>, ops::DecodeTensors), Failure> {
     // SAFETY: by this function's contract.
     let desc = unsafe { arguments::read("desc", desc) }?;
-    arguments::no_flags("desc.flags", desc.flags)?;
+    let settled = match desc.flags {
+        0 => false,
+        SETTLED => true,
+        other => {
+            return Err(Failure::argument("desc.flags", other, "0 or LONGROPE_DECODE_SETTLED (1)"));
+        }
+    };
     let split = match u32::try_from(desc.splits) {
         Ok(0) => Split::Balanced,
         Ok(splits) => Split::Fixed(splits),
@@ -123,5 +132,5 @@ unsafe fn read<'a>(
     // SAFETY: as above.
     let (prefill, tensors) = unsafe { prefill::prefill(&desc, cache, tensors) }?;
     let Prefill { cache, tokens, rotary, scale, window, status } = prefill;
-    Ok((Decode { cache, tokens, rotary, scale, window, split, status }, tensors))
+    Ok((Decode { cache, tokens, rotary, scale, window, split, settled, status }, tensors))
 }

@@ -103,7 +103,7 @@ def backward(kernels: str, **rest) -> Family:
 # What launches all that is done with a cache.
 CACHE = tuple(
     f"src/ops/{name}.rs"
-    for name in ("append", "cache", "cache_*", "cached_attention", "decode", "decode_kernels", "factors", "rotary_launch")
+    for name in ("append", "cache", "cache_*", "cached_attention", "decode", "decode_clusters", "decode_kernels", "factors", "rotary_launch")
 )
 
 FAMILIES = {
@@ -153,9 +153,12 @@ FAMILIES = {
         # Each is checked against a reference in f64, on the processor.
         cases_tests=2000,
         cases_sanitizer=3,
-        # The last two launch some hundreds of times. racecheck keeps memory of the host for each launch, and beside the tests
+        # All but the first launch some hundreds of times. racecheck keeps memory of the host for each launch, and beside the tests
         # before them 128 GiB do not suffice.
-        large=("million", "the_same_inputs_give_the_same_bits", "a_captured_graph_serves_growing_sequences"),
+        large=(
+            *("million", "the_same_inputs_give_the_same_bits", "a_captured_graph_serves_growing_sequences"),
+            *("around_the_borders_of_blocks", "whichever_block_has_it", "between_launches_that_overlap"),
+        ),
     ),
     # What writes to a cache, and what reads it by chunks; its times are of the bench of decoding.
     "cache": Family(
@@ -181,8 +184,12 @@ FAMILIES = {
     # families of their own.
     "linking": Family(
         device=(),
-        launch=("src/cust.rs", "ffi/src/*.rs", "ffi/src/abi/*.rs", "ffi/include/longrope.h"),
-        tests=("ffi/tests/programs/*", "ffi/examples/*", "ffi/examples/*/*", "tests/cust.rs", "ffi/tests/c_abi/expected.rs"),
+        # What builds the library names it for the loader.
+        launch=("src/cust.rs", "ffi/src/*.rs", "ffi/src/abi/*.rs", "ffi/include/longrope.h", "ffi/build.rs"),
+        tests=(
+            *("ffi/tests/programs/*", "ffi/examples/*", "ffi/examples/*/*", "tests/cust.rs"),
+            *("ffi/tests/c_abi/expected.rs", "ffi/tests/c_abi/library.rs"),
+        ),
         programs=("programs", "cust"),
         sanitized=False,
     ),

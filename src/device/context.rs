@@ -52,6 +52,20 @@ pub(crate) struct Family {
     pub(crate) shared_bytes: u32,
     /// The one compute capability that it is for, if it is not for all.
     pub(crate) only_on: Option<(i32, i32)>,
+    /// Whether its kernels are launched in clusters of blocks.
+    pub(crate) in_clusters: bool,
+}
+
+impl Family {
+    /// One for all GPUs.
+    pub(crate) fn portable(image: &'static str, kernels: Vec<&'static str>, shared_bytes: u32) -> Self {
+        Self { image, kernels, shared_bytes, only_on: None, in_clusters: false }
+    }
+
+    /// One for Hopper alone.
+    pub(crate) fn hopper(image: &'static str, kernels: Vec<&'static str>, shared_bytes: u32) -> Self {
+        Self { only_on: Some((9, 0)), ..Self::portable(image, kernels, shared_bytes) }
+    }
 }
 
 /// A grid to launch: blocks, threads of a block, bytes of shared memory.
@@ -136,12 +150,18 @@ impl Context {
             // SAFETY: the library is loaded; the name ends in a zero.
             let found = unsafe { sys::cuLibraryGetKernel(&mut kernel, library, c_name.as_ptr()) };
             check("cuLibraryGetKernel", found)?;
-            if family.shared_bytes > FREE_SHARED_BYTES {
-                let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            use sys::CUfunction_attribute as Attribute;
+            let shared_bytes = (family.shared_bytes > FREE_SHARED_BYTES).then_some((
+                Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                family.shared_bytes as i32,
+            ));
+            // Of more blocks than the 8 that every GPU with clusters can do.
+            let large_clusters = family
+                .in_clusters
+                .then_some((Attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1));
+            for (attribute, value) in shared_bytes.into_iter().chain(large_clusters) {
                 // SAFETY: the kernel and the device are valid.
-                let set = unsafe {
-                    sys::cuKernelSetAttribute(attribute, family.shared_bytes as i32, kernel, device)
-                };
+                let set = unsafe { sys::cuKernelSetAttribute(attribute, value, kernel, device) };
                 check("cuKernelSetAttribute", set)?;
             }
             if has_current {
@@ -206,11 +226,52 @@ impl Context {
             // SAFETY: the caller's promise.
             return unsafe { self.launch(name, grid, params, stream) };
         }
-        let mut attribute = sys::CUlaunchAttribute {
+        // SAFETY: the caller's promise, and it can wait.
+        unsafe { self.launch_with(kernel, grid, &[], params, stream) }
+    }
+
+    /// As [`Context::launch_dependent`], in clusters of so many blocks, of which the grid has a multiple.
+    ///
+    /// # Safety
+    /// As [`Context::launch_dependent`]. The kernel must be of a family of such.
+    pub(crate) unsafe fn launch_clusters<P>(
+        &self,
+        name: &'static str,
+        grid: Grid,
+        cluster: u32,
+        params: &P,
+        stream: Stream,
+    ) -> Result<(), DeviceError> {
+        let kernel = self.kernels.get(name).ok_or(DeviceError::NoDeviceCode)?;
+        let attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 },
+            },
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_with(kernel, grid, &[attribute], params, stream) }
+    }
+
+    /// A launch that may begin early, with another attribute or none.
+    ///
+    /// # Safety
+    /// As [`Context::launch_dependent`], of a kernel that can wait.
+    unsafe fn launch_with<P>(
+        &self,
+        kernel: &Kernel,
+        grid: Grid,
+        attributes: &[sys::CUlaunchAttribute],
+        params: &P,
+        stream: Stream,
+    ) -> Result<(), DeviceError> {
+        let mut all = [sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+        }; 2];
+        all[1..][..attributes.len()].copy_from_slice(attributes);
         let config = sys::CUlaunchConfig {
             gridDimX: grid.blocks,
             gridDimY: 1,
@@ -220,12 +281,12 @@ impl Context {
             blockDimZ: grid.threads[2],
             sharedMemBytes: grid.shared_bytes,
             hStream: stream.raw(),
-            attrs: &mut attribute,
-            numAttrs: 1,
+            attrs: all.as_mut_ptr(),
+            numAttrs: 1 + attributes.len() as u32,
         };
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         let _entered = Primary::enter(self.device, stream)?;
-        // SAFETY: the driver copies the block and the attribute before it returns, and takes a kernel where it takes a function.
+        // SAFETY: the driver copies the block and the attributes before it returns, and takes a kernel where it takes a function.
         let launched = unsafe {
             sys::cuLaunchKernelEx(&config, kernel.handle.cast(), arguments.as_mut_ptr(), std::ptr::null_mut())
         };
@@ -246,6 +307,11 @@ impl Context {
         let _entered = Primary::enter(self.device, stream)?;
         // SAFETY: the caller's promise.
         check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(address, value, count, stream.raw()) })
+    }
+
+    /// Has other work on a default stream go where a launch would, for as long as what is returned lives.
+    pub(crate) fn enter(&self, stream: Stream) -> Result<Option<Primary>, DeviceError> {
+        Primary::enter(self.device, stream)
     }
 }
 

@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 use crate::device::driver::{DeviceError, Stream, check, has_current_context};
 
 /// The primary context of a device, current to this thread for as long as this lives.
-pub(super) struct Primary(sys::CUdevice);
+pub(crate) struct Primary(sys::CUdevice);
 
 impl Primary {
     /// `None` where it is not needed: on a stream of a context's own, and where a context is current. Nor is it made where nobody

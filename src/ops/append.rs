@@ -98,7 +98,7 @@ impl Append<'_> {
     /// As [`Append::run`].
     pub unsafe fn validate(
         &self,
-        _context: &Context,
+        context: &Context,
         tensors: &AppendTensors,
         stream: Stream,
     ) -> Result<(), Error> {
@@ -108,7 +108,7 @@ impl Append<'_> {
         let numbers = Numbers { cache: &self.cache, rotary: vec![("rotary", self.rotary)] };
         let new = (&self.tokens, &tensors.k);
         // SAFETY: the caller's promise.
-        unsafe { numbers.validate(Some(new), |length, fresh| length - fresh, stream) }
+        unsafe { numbers.validate(context, Some(new), |length, fresh| length - fresh, stream) }
     }
 
     /// Kernel, grid and parameters; `None` if there is no new token.

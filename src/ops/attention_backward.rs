@@ -49,7 +49,8 @@ pub struct AttentionBackward<'a> {
     pub rotary: Option<CacheRotary<'a>>,
     /// Allows sums whose order is not given, where a kernel makes use of it: on Hopper for bf16 queries. Then the bits of gradients
     /// may differ from run to run, within the same bounds. Up to a head dimension of 128 it is faster by a tenth, and needs no more
-    /// workspace; beyond it more than twice as fast, since there Hopper has no other kernel, and needs what others need up to 128.
+    /// workspace; beyond it Hopper has no other kernel: at a head dimension of 256 it is twice as fast, and it needs the workspace that
+    /// others need up to 128.
     pub fast: bool,
 }
 

@@ -44,6 +44,12 @@ pub(super) struct FastPlan<'a> {
     bytes: Bytes,
 }
 
+/// Whether sums in one order are faster than those in any, which need zeros before: where there are many short sequences, and one of
+/// their blocks seldom waits for another.
+fn turns_are_faster(heads: usize, longest: usize, head_dim: usize) -> bool {
+    longest <= 2048 && heads >= 128 && kernels::fast(head_dim, true).is_some()
+}
+
 impl<'a> FastPlan<'a> {
     /// The launches that do as `params` say, but for how blocks are numbered; or `None` where the kernels do not take the tensors:
     /// they are bf16, as the other kernels of Hopper take them, and the slab is not too large. `fast`: whether sums may have any
@@ -73,8 +79,9 @@ impl<'a> FastPlan<'a> {
         if q.dtype != Dtype::Bf16 || !is_taken(tensors) {
             return None;
         }
-        let kernel = kernels::fast(q.layout.head_dim(), !fast)?;
         let count = params.attention.sequences as usize;
+        let in_turn = !fast || turns_are_faster(count * q.layout.heads(), longest, q.layout.head_dim());
+        let kernel = kernels::fast(q.layout.head_dim(), in_turn)?;
         let (length, group) = (q.layout.length(), q.layout.heads() / k.layout.heads());
         let tiles = longest.div_ceil(kernel.columns);
         let is_packed = matches!(sequences, Sequences::Packed(_));
@@ -82,7 +89,6 @@ impl<'a> FastPlan<'a> {
             true => (length / rows).checked_add(count),
             false => Some(length.div_ceil(rows)),
         };
-        let in_turn = !fast;
         let slab_tiles = tiles_of(length, kernel.columns)?;
         let keys = k.layout.length();
         let key_tiles = tiles_of(keys, kernel.kernel.rows)?;
@@ -91,11 +97,11 @@ impl<'a> FastPlan<'a> {
             turns: if in_turn { slab_tiles.checked_mul(4 * group)? } else { 0 },
             key_turns: if in_turn { 4 * key_slab_tiles.unwrap_or(0) } else { 0 },
             items: if in_turn { key_tiles.checked_mul(group * ITEM_BYTES)? } else { 0 },
-            slab: slab_tiles.checked_mul(group * kernel.tile_bytes())?,
             key_slab: key_slab_tiles.unwrap_or(0).checked_mul(kernel.key_tile_bytes())?,
+            slab: slab_tiles.checked_mul(group * kernel.tile_bytes())?,
             sums: 0,
         };
-        let together = together([q.layout.batch(), k.layout.heads()], one.zeroed()?, bounds)?;
+        let together = together([q.layout.batch(), k.layout.heads()], one.of_one()?, bounds)?;
         let key_blocks = blocks(keys.div_ceil(kernel.kernel.rows));
         let query_blocks = blocks(length.div_ceil(kernel.columns)).min(tiles);
         // Of all, which are more than those of a launch.
@@ -123,7 +129,7 @@ impl<'a> FastPlan<'a> {
     /// The bytes that the launches need beside their tensors.
     pub(super) fn workspace_bytes(&self) -> usize {
         // Zeros begin with a counter.
-        2 * COUNTER_BYTES + self.bytes.zeros() + self.bytes.sums
+        2 * COUNTER_BYTES + self.bytes.all()
     }
 
     /// Whether a context has the kernels.
@@ -180,7 +186,7 @@ impl<'a> FastPlan<'a> {
             let tensor = tensor.part(part.batch.clone(), heads.clone());
             tensor_map::describe(&tensor, rows as u32, nowhere)
         };
-        let [turns, key_turns, list, slab_address, key_slab_address, sums] =
+        let [turns, key_turns, list, key_slab_address, slab_address, sums] =
             self.bytes.addresses(counter + COUNTER_BYTES as u64);
         let sequences = if self.is_packed { params.attention.sequences as usize } else { part.batch.len() };
         let blocks =
@@ -208,13 +214,13 @@ impl<'a> FastPlan<'a> {
             slab_tiles: self.slab_tiles as i64,
             key_slab: self.key_slab_tiles.map_or(std::ptr::null_mut(), |_| key_slab_address as *mut f32),
             key_slab_tiles: self.key_slab_tiles.unwrap_or(0) as i64,
-            turns: turns as *mut u32,
+            turns: if self.in_turn { turns as *mut u32 } else { std::ptr::null_mut() },
             key_turns: key_turns as *mut u32,
             list: list as *mut _,
             list_blocks,
             section_items: section_items(params, context),
         };
-        let zeros = COUNTER_BYTES + self.bytes.zeros();
+        let zeros = COUNTER_BYTES + self.bytes.zeros(self.in_turn);
         // SAFETY: the workspace has the counter, and the rest behind it.
         unsafe { context.fill_words(counter, 0, zeros / 4, stream) }?;
         let launch = |kernel: &Kernel, blocks: u32| {
@@ -363,7 +369,7 @@ mod tests {
         for (heads, fast) in [([4, 4], true), ([4, 4], false), ([4, 2], true), ([4, 2], false)] {
             let tensors = tensors(1, 1000, heads);
             let plan = plan(BOUNDS, &tensors, Sequences::Dense, fast).expect("a small slab");
-            let Bytes { turns, key_turns, items, slab, key_slab, sums } = plan.bytes;
+            let Bytes { turns, key_turns, items, key_slab, slab, sums } = plan.bytes;
             let shared = usize::from(heads[1] < heads[0]);
             let in_turn = usize::from(!fast);
             assert_eq!((slab, key_slab, sums), (4 * 16 * TILE, shared * 2 * 8 * KEY_TILE, 0));
@@ -373,7 +379,9 @@ mod tests {
             assert_eq!(key_turns, in_turn * shared * rounded(4 * 2 * 8));
             assert_eq!(items, in_turn * rounded(ITEM_BYTES * 4 * 8));
             let addresses = plan.bytes.addresses(256);
-            assert_eq!(addresses[5] - 256, plan.bytes.zeros() as u64);
+            // Zeros begin all; the slab is among them, or comes after.
+            assert_eq!(addresses[4 + usize::from(fast)] - 256, plan.bytes.zeros(!fast) as u64);
+            assert_eq!(addresses[5] - 256, plan.bytes.all() as u64);
             assert!(addresses.iter().all(|address| address % 16 == 0));
         }
     }

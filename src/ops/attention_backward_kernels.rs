@@ -280,29 +280,21 @@ pub(super) fn portable(dtype: Dtype, head_dim: usize, vector: bool) -> Option<&'
 pub(in crate::ops) fn families() -> Vec<Family> {
     let family = |instances: &HeadDim| {
         let kernels = instances.kernels.iter().flat_map(|kernels| [&kernels.queries, &kernels.keys]);
-        Family {
-            image: instances.image,
-            kernels: kernels.clone().map(|kernel| kernel.name).collect(),
-            shared_bytes: kernels.map(|kernel| kernel.shared_bytes).max().unwrap_or(0),
-            only_on: None,
-        }
+        let names = kernels.clone().map(|kernel| kernel.name).collect();
+        let shared_bytes = kernels.map(|kernel| kernel.shared_bytes).max().unwrap_or(0);
+        Family::portable(instances.image, names, shared_bytes)
     };
     let hopper = |instances: &HopperHeadDim| {
         let kernels = instances.kernels.iter().flat_map(|kernels| [&kernels.queries, &kernels.keys]);
         let shared_bytes = |kernel: &HopperKernel| kernel.kernel.shared_bytes + kernel.staged_bytes();
-        Family {
-            image: instances.image,
-            kernels: kernels.clone().map(|kernel| kernel.kernel.name).collect(),
-            shared_bytes: kernels.map(shared_bytes).max().unwrap_or(0),
-            only_on: Some((9, 0)),
-        }
+        let names = kernels.clone().map(|kernel| kernel.kernel.name).collect();
+        Family::hopper(instances.image, names, kernels.map(shared_bytes).max().unwrap_or(0))
     };
     // Instances that follow each other may share an image.
-    let fast = |instances: &[FastKernel]| Family {
-        image: instances[0].image,
-        kernels: instances.iter().flat_map(FastKernel::all).map(|kernel| kernel.name).collect(),
-        shared_bytes: instances.iter().map(|instance| instance.kernel.shared_bytes).max().unwrap_or(0),
-        only_on: Some((9, 0)),
+    let fast = |instances: &[FastKernel]| {
+        let kernels = instances.iter().flat_map(FastKernel::all).map(|kernel| kernel.name).collect();
+        let shared_bytes = instances.iter().map(|instance| instance.kernel.shared_bytes).max().unwrap_or(0);
+        Family::hopper(instances[0].image, kernels, shared_bytes)
     };
     let images = FAST.chunk_by(|a, b| a.image == b.image);
     PORTABLE.iter().map(family).chain(HOPPER.iter().map(hopper)).chain(images.map(fast)).collect()

@@ -16,38 +16,44 @@ pub(super) struct SlabBounds {
 /// dimensions, with the room between packed sequences: beyond it the kernels without a slab are taken.
 pub(super) const BOUNDS: SlabBounds = SlabBounds { several: 1 << 30, one: (2 << 30) + (32 << 20) };
 
-/// Bytes of what lies in the workspace behind the counter: zeros, then the sums that are folded.
+/// Bytes of what lies in the workspace behind the counter: zeros, the slab, which is zeros only where sums have any order, and the sums
+/// that are folded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bytes {
     pub(super) turns: usize,
     pub(super) key_turns: usize,
     pub(super) items: usize,
-    /// Of dQ, and of dK and dV.
-    pub(super) slab: usize,
+    /// Of dK and dV, and of dQ.
     pub(super) key_slab: usize,
+    pub(super) slab: usize,
     pub(super) sums: usize,
 }
 
 impl Bytes {
     fn parts(&self) -> [usize; 6] {
-        let Self { turns, key_turns, items, slab, key_slab, sums } = *self;
-        [turns, key_turns, items, slab, key_slab, sums]
+        let Self { turns, key_turns, items, key_slab, slab, sums } = *self;
+        [turns, key_turns, items, key_slab, slab, sums]
     }
 
     /// Of all but the sums, which one key head and one sequence have.
-    pub(super) fn zeroed(&self) -> Option<usize> {
+    pub(super) fn of_one(&self) -> Option<usize> {
         self.parts()[..5].iter().try_fold(0usize, |sum, bytes| sum.checked_add(*bytes))
     }
 
     /// As many of each, and these sums.
     pub(super) fn times(self, count: usize, sums: usize) -> Self {
-        let [turns, key_turns, items, slab, key_slab, _] =
+        let [turns, key_turns, items, key_slab, slab, _] =
             self.parts().map(|bytes| (count * bytes).next_multiple_of(COUNTER_BYTES));
-        Self { turns, key_turns, items, slab, key_slab, sums }
+        Self { turns, key_turns, items, key_slab, slab, sums }
     }
 
-    pub(super) fn zeros(&self) -> usize {
-        self.parts()[..5].iter().sum()
+    pub(super) fn all(&self) -> usize {
+        self.parts().iter().sum()
+    }
+
+    /// Of those that are zeros before the launch. The first block to add in turn writes.
+    pub(super) fn zeros(&self, in_turn: bool) -> usize {
+        self.all() - self.sums - if in_turn { self.slab } else { 0 }
     }
 
     /// Where each begins.

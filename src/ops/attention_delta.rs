@@ -121,5 +121,5 @@ static KERNELS: [&str; 4] = [
 
 /// What a context loads.
 pub(super) fn family() -> Family {
-    Family { image: "attention_delta", kernels: KERNELS.to_vec(), shared_bytes: 0, only_on: None }
+    Family::portable("attention_delta", KERNELS.to_vec(), 0)
 }

@@ -188,28 +188,22 @@ pub(super) fn hopper(dtype: Dtype, head_dim: usize, keys: usize) -> Option<&'sta
 
 /// What a context loads.
 pub(in crate::ops) fn families() -> Vec<Family> {
-    let portable = PORTABLE.iter().map(|instances| Family {
-        image: instances.image,
-        kernels: instances.kernels.iter().map(|kernel| kernel.name).collect(),
-        shared_bytes: instances.kernels[0].shared_bytes,
-        only_on: None,
+    let portable = PORTABLE.iter().map(|instances| {
+        let kernels = instances.kernels.iter().map(|kernel| kernel.name).collect();
+        Family::portable(instances.image, kernels, instances.kernels[0].shared_bytes)
     });
-    let hopper = HOPPER.iter().map(|instances| Family {
-        image: instances.image,
-        kernels: instances.kernels.iter().map(|instance| instance.kernel.name).collect(),
-        shared_bytes: instances.kernels[0].kernel.shared_bytes,
-        only_on: Some((9, 0)),
+    let hopper = HOPPER.iter().map(|instances| {
+        let kernels = instances.kernels.iter().map(|instance| instance.kernel.name).collect();
+        Family::hopper(instances.image, kernels, instances.kernels[0].kernel.shared_bytes)
     });
     portable.chain(hopper).collect()
 }
 
 /// The same of the kernels over a cache.
 pub(in crate::ops) fn cached_families() -> Vec<Family> {
-    let family = |instances: &CachedHeadDim| Family {
-        image: instances.image,
-        kernels: instances.kernels.iter().flat_map(|kernel| kernel.names).collect(),
-        shared_bytes: instances.kernels[0].shared_bytes,
-        only_on: None,
+    let family = |instances: &CachedHeadDim| {
+        let kernels = instances.kernels.iter().flat_map(|kernel| kernel.names).collect();
+        Family::portable(instances.image, kernels, instances.kernels[0].shared_bytes)
     };
     CACHED.iter().map(family).collect()
 }

@@ -89,6 +89,12 @@ impl Cache {
         self.pages.map_or(page_size, |pages| pages.width.saturating_mul(page_size))
     }
 
+    /// Bytes of the keys and values of so many tokens.
+    pub(super) fn bytes(&self, tokens: usize) -> usize {
+        let [_, _, heads, head_dim] = self.k.layout.shape();
+        tokens.saturating_mul(heads).saturating_mul(2 * head_dim * self.k.dtype.size())
+    }
+
     /// Whether the cache means something, be it offered or not, and fits a tensor of this name. `idle`: there is nothing to do, so
     /// that no address is needed.
     pub(super) fn check(&self, name: &str, tensor: &DeviceTensor, idle: bool) -> Result<(), Error> {

@@ -81,5 +81,5 @@ pub(super) fn rerotate_kernel(is_f16: bool, vector: bool, interleaved: bool) -> 
 /// What a context loads.
 pub(super) fn family() -> Family {
     let kernels = APPEND.iter().chain(&REROTATE).copied().collect();
-    Family { image: "cache", kernels, shared_bytes: 0, only_on: None }
+    Family::portable("cache", kernels, 0)
 }

@@ -81,13 +81,13 @@ impl RerotateCache<'_> {
     ///
     /// # Safety
     /// As [`RerotateCache::run`].
-    pub unsafe fn validate(&self, _context: &Context, stream: Stream) -> Result<(), Error> {
+    pub unsafe fn validate(&self, context: &Context, stream: Stream) -> Result<(), Error> {
         if self.check()? {
             return Ok(());
         }
         let numbers = Numbers { cache: &self.cache, rotary: vec![("from", self.from), ("to", self.to)] };
         // SAFETY: the caller's promise.
-        unsafe { numbers.validate(None, |_, _| 0, stream) }
+        unsafe { numbers.validate(context, None, |_, _| 0, stream) }
     }
 
     /// Whether there is nothing to do.

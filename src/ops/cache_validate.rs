@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::Error;
-use crate::device::{Address, DeviceTensor, Stream, download};
+use crate::device::{Address, Context, DeviceTensor, Stream, download};
 use crate::ops::attention_arguments::Starts;
 use crate::ops::cache::{Cache, DeviceLengths, NewTokens, PageTable};
 use crate::ops::cache_rotary::{CacheChoices, CacheRotary};
@@ -26,10 +26,12 @@ impl Numbers<'_> {
     /// The addresses must be of device memory of the stream's context, as large as the shapes say.
     pub(super) unsafe fn validate(
         &self,
+        context: &Context,
         new: Option<(&NewTokens, &DeviceTensor)>,
         first: impl Fn(i64, i64) -> i64,
         stream: Stream,
     ) -> Result<(), Error> {
+        let _entered = context.enter(stream)?;
         for sequences in chunks(0..self.cache.sequences()) {
             // SAFETY: the caller's promise.
             unsafe { self.check_sequences(sequences, new, &first, stream) }?;

@@ -1,7 +1,7 @@
 //! What the forms of attention over a cache share: their tensors and what is asked of them.
 
 use crate::Error;
-use crate::device::{DeviceTensor, Dtype, Stream};
+use crate::device::{Context, DeviceTensor, Dtype, Stream};
 use crate::ops::attention_arguments::check_address;
 use crate::ops::cache::{Cache, NewTokens, check_elements, check_vectors};
 use crate::ops::cache_rotary::CacheRotary;
@@ -94,7 +94,12 @@ impl CachedAttention<'_> {
     ///
     /// # Safety
     /// The addresses must be of device memory of the stream's context, as large as the shapes say.
-    pub(super) unsafe fn validate(&self, tensors: &DecodeTensors, stream: Stream) -> Result<(), Error> {
+    pub(super) unsafe fn validate(
+        &self,
+        context: &Context,
+        tensors: &DecodeTensors,
+        stream: Stream,
+    ) -> Result<(), Error> {
         let rotary = self.rotary.into_iter().map(|rotary| ("rotary", rotary)).collect();
         let numbers = Numbers { cache: &self.cache, rotary };
         let window = self.window();
@@ -103,7 +108,7 @@ impl CachedAttention<'_> {
             window => (length - fresh + 1).saturating_sub(window).max(0),
         };
         // SAFETY: the caller's promise.
-        unsafe { numbers.validate(Some((&self.tokens, &tensors.q)), first, stream) }
+        unsafe { numbers.validate(context, Some((&self.tokens, &tensors.q)), first, stream) }
     }
 }
 

@@ -2,12 +2,15 @@
 
 use crate::Error;
 use crate::device::params::{longrope_cache_rotary, longrope_decode_params, longrope_decode_rotating_params};
-use crate::device::{Context, Dtype, Grid, Stream};
+use crate::device::{Context, DeviceError, Dtype, Grid, Stream};
 use crate::ops::attention_arguments::pointer;
 use crate::ops::cache::{Cache, NewTokens};
 use crate::ops::cache_rotary::CacheRotary;
 use crate::ops::cached_attention::{CachedAttention, DecodeTensors, scale_log2};
-use crate::ops::decode_kernels::{MERGE_THREADS, MERGES, SHARED_BYTES, kernels};
+use crate::ops::decode_clusters::cluster_size;
+use crate::ops::decode_kernels::{
+    CLUSTER_SHARED_BYTES, MERGE_THREADS, MERGES, SHARED_BYTES, has_clusters, kernels,
+};
 use crate::ops::workspace::Workspace;
 
 /// Attention of the last tokens of sequences over all of their tokens: `out = softmax(scale q kᵀ + mask) v`, for grouped heads,
@@ -31,6 +34,13 @@ pub struct Decode<'a> {
     pub window: Option<u64>,
     /// How the keys of a sequence are divided among blocks.
     pub split: Split,
+    /// The caller's promise of what the launch or copy just before this one on the stream writes: of all that this one reads, at most the
+    /// queries, and the keys and values of the new tokens of this call, as an [`Append`](crate::ops::Append) of the same tokens does;
+    /// so of a sequence of length `L` with `n` new tokens nothing below position `L - n`, in pages that are shared with others neither.
+    /// Earlier keys and values, lengths, starts, the page table and choices of sets are then read while it still runs. If that launch
+    /// itself lets others begin before it has waited for the one before it, the promise is of that one too. `false`: nothing that is
+    /// read before the launch has ended is made use of unless it is the same afterwards.
+    pub settled: bool,
     /// The address of a `u32` in which the kernel sets bits ([`BAD_LENGTH`](crate::ops::BAD_LENGTH),
     /// [`BAD_PAGE`](crate::ops::BAD_PAGE), [`BAD_SEQUENCE`](crate::ops::BAD_SEQUENCE), [`BAD_CHOICE`](crate::ops::BAD_CHOICE)); it
     /// clears none. The rows of a bad sequence are not written.
@@ -51,7 +61,7 @@ const MAX_TOKENS: usize = 16;
 /// Parts of a sequence, at most.
 const MAX_SPLITS: u32 = 1024;
 /// Blocks of a balanced grid, at most: the workspace holds the results of so many, lest its size depend on the GPU.
-const MAX_BLOCKS: u32 = 512;
+pub(super) const MAX_BLOCKS: u32 = 512;
 /// Blocks that a multiprocessor runs at once: the shared memory of two fits.
 const BLOCKS_EACH: u32 = 2;
 
@@ -65,6 +75,7 @@ impl Decode<'_> {
             scale: None,
             window: None,
             split: Split::Balanced,
+            settled: false,
             status: None,
         }
     }
@@ -74,7 +85,7 @@ impl Decode<'_> {
     /// # Errors
     /// As [`Decode::run`], but for those of the driver and of the workspace.
     pub fn supported(&self, tensors: &DecodeTensors) -> Result<(), Error> {
-        self.plan(tensors, MAX_BLOCKS).map(drop)
+        self.plan(tensors, Gpu::ANY).map(drop)
     }
 
     /// The bytes of device memory that a launch needs beside its tensors. A function of shapes and of the split alone.
@@ -82,7 +93,7 @@ impl Decode<'_> {
     /// # Errors
     /// As [`Decode::supported`].
     pub fn workspace_size(&self, tensors: &DecodeTensors) -> Result<usize, Error> {
-        self.plan(tensors, MAX_BLOCKS).map(|plan| workspace_bytes(plan.as_ref()))
+        self.plan(tensors, Gpu::ANY).map(|plan| workspace_bytes(plan.as_ref()))
     }
 
     /// Launches the attention, and the merge of its parts.
@@ -97,7 +108,8 @@ impl Decode<'_> {
     ///
     /// # Safety
     /// All addresses must be of device memory of the stream's context, valid until the kernels ended, aligned to their
-    /// elements, and as large as the shapes say. The outputs must overlap no other memory in use.
+    /// elements, and as large as the shapes say; those of lengths and queries from when the launch before this one on the stream may
+    /// begin. The outputs must overlap no other memory in use. Where [`settled`](Decode::settled) is set, its promise must hold.
     pub unsafe fn run(
         &self,
         context: &Context,
@@ -105,23 +117,20 @@ impl Decode<'_> {
         workspace: Workspace,
         stream: Stream,
     ) -> Result<(), Error> {
-        let blocks = context.multiprocessors().saturating_mul(BLOCKS_EACH).clamp(1, MAX_BLOCKS);
-        let plan = self.plan(tensors, blocks)?;
+        let plan = self.plan(tensors, Gpu::of(context))?;
         workspace.check(workspace_bytes(plan.as_ref()))?;
         let Some(mut plan) = plan else { return Ok(()) };
         plan.params.parts = workspace.address as *mut f32;
         // The log-sum-exps follow the outputs.
         plan.params.parts_lse = workspace.address.wrapping_add(plan.lse_offset) as *mut f32;
         match plan.rotary {
-            None => {
-                // SAFETY: the name is that of a decoding kernel, which takes this block, and waits before it reads; the rest is the
-                // caller's promise.
-                unsafe { context.launch_dependent(plan.kernel, plan.grid, &plan.params, stream) }?;
-            }
+            // SAFETY: the kernel is one that decodes, which takes this block, and waits before it reads; the rest is the caller's
+            // promise.
+            None => unsafe { plan.launch(context, &plan.params, stream) }?,
             Some(rotary) => {
                 let params = longrope_decode_rotating_params { decode: plan.params, rotary };
                 // SAFETY: as above, of a kernel that rotates.
-                unsafe { context.launch_dependent(plan.kernel, plan.grid, &params, stream) }?;
+                unsafe { plan.launch(context, &params, stream) }?;
             }
         }
         let Some((kernel, grid)) = plan.merge else { return Ok(()) };
@@ -140,20 +149,19 @@ impl Decode<'_> {
     /// As [`Decode::run`].
     pub unsafe fn validate(
         &self,
-        _context: &Context,
+        context: &Context,
         tensors: &DecodeTensors,
         stream: Stream,
     ) -> Result<(), Error> {
-        if self.plan(tensors, MAX_BLOCKS)?.is_none() {
+        if self.plan(tensors, Gpu::ANY)?.is_none() {
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        unsafe { self.common().validate(tensors, stream) }
+        unsafe { self.common().validate(context, tensors, stream) }
     }
 
-    /// Kernels, grids and parameters, without the workspace's address; `None` if there is no query. `balanced`: the blocks of a
-    /// balanced grid.
-    fn plan(&self, tensors: &DecodeTensors, balanced: u32) -> Result<Option<Plan>, Error> {
+    /// Kernels, grids and parameters, without the workspace's address; `None` if there is no query.
+    fn plan(&self, tensors: &DecodeTensors, gpu: Gpu) -> Result<Option<Plan>, Error> {
         let DecodeTensors { q, out, lse } = tensors;
         let sequences = self.cache.sequences();
         let most = self.tokens.most(q);
@@ -171,6 +179,7 @@ impl Decode<'_> {
         let sequence_rows = group * most;
         let kernels = kernels(head_dim)?;
         let (kernel, rows) = kernels.choose(q.dtype, self.rotary.is_some(), sequence_rows);
+        let in_clusters = kernels.choose_for_clusters(q.dtype, self.rotary.is_some(), sequence_rows);
         let slot_rows = rows.min(sequence_rows);
         let fits = |count: Option<usize>| count.filter(|count| *count < 1 << 31);
         let too_many = || {
@@ -189,9 +198,13 @@ impl Decode<'_> {
         let items =
             sequences.checked_mul(key_heads).and_then(|n| n.checked_mul(sequence_rows.div_ceil(rows)));
         let items = fits(items).ok_or_else(too_many)?;
-        let (splits, blocks, slots) = match self.split {
-            Split::Balanced => (0, balanced as usize, 2 * MAX_BLOCKS as usize),
-            Split::Fixed(splits) => {
+        let clusters = in_clusters
+            .filter(|_| sequences == 1 && self.split == Split::Balanced && gpu.has_clusters)
+            .zip(cluster_size(items, self.most_bytes(most), gpu.multiprocessors));
+        let (splits, blocks, slots) = match (self.split, clusters) {
+            (Split::Balanced, Some((_, size))) => (1, items * size as usize, 2 * MAX_BLOCKS as usize),
+            (Split::Balanced, None) => (0, gpu.balanced_blocks() as usize, 2 * MAX_BLOCKS as usize),
+            (Split::Fixed(splits), _) => {
                 let blocks = fits(items.checked_mul(splits as usize)).ok_or_else(too_many)?;
                 (splits, blocks, blocks)
             }
@@ -233,9 +246,13 @@ impl Decode<'_> {
             negate: i32::from(scale < 0.0),
             merges: merges as i32,
             merges_borders: i32::from(merges_borders),
+            settled: i32::from(self.settled),
         };
-        let grid =
-            Grid { blocks: blocks as u32, threads: [kernels.threads, 1, 1], shared_bytes: SHARED_BYTES };
+        let (kernel, shared_bytes) = match clusters {
+            Some((kernel, _)) => (kernel, CLUSTER_SHARED_BYTES),
+            None => (kernel, SHARED_BYTES),
+        };
+        let grid = Grid { blocks: blocks as u32, threads: [kernels.threads, 1, 1], shared_bytes };
         let merge_grid =
             Grid { blocks: merge_blocks as u32, threads: [MERGE_THREADS, 1, 1], shared_bytes: 0 };
         // One part is the whole.
@@ -243,12 +260,20 @@ impl Decode<'_> {
         Ok(Some(Plan {
             kernel,
             grid,
+            cluster: clusters.map(|(_, size)| size),
             merge: is_merged.then(|| (MERGES[usize::from(q.dtype == Dtype::F16)], merge_grid)),
             params,
             rotary: self.rotary.map(|rotary| rotary.params()).transpose()?,
             lse_offset,
             workspace_bytes: (lse_offset + slot_bytes) as usize,
         }))
+    }
+
+    /// Bytes of keys and values that a sequence with so many new tokens may have to read.
+    fn most_bytes(&self, most: usize) -> usize {
+        let capacity = self.cache.capacity();
+        let window = self.window.and_then(|window| usize::try_from(window).ok());
+        self.cache.bytes(window.map_or(capacity, |window| capacity.min(window.saturating_add(most))))
     }
 
     /// What it shares with other attention over a cache.
@@ -275,9 +300,33 @@ impl Decode<'_> {
     }
 }
 
+/// What a launch depends on of the GPU.
+#[derive(Debug, Clone, Copy)]
+struct Gpu {
+    multiprocessors: u32,
+    /// Whether the kernels are there whose blocks form clusters.
+    has_clusters: bool,
+}
+
+impl Gpu {
+    /// Where it is not known yet which: the workspace suits all.
+    const ANY: Self = Self { multiprocessors: MAX_BLOCKS, has_clusters: false };
+
+    fn of(context: &Context) -> Self {
+        Self { multiprocessors: context.multiprocessors(), has_clusters: has_clusters(context) }
+    }
+
+    /// The blocks of a balanced grid.
+    fn balanced_blocks(self) -> u32 {
+        self.multiprocessors.saturating_mul(BLOCKS_EACH).clamp(1, MAX_BLOCKS)
+    }
+}
+
 struct Plan {
     kernel: &'static str,
     grid: Grid,
+    /// The blocks of a cluster, if the kernel is one of those.
+    cluster: Option<u32>,
     /// The kernel that merges parts, if there are any.
     merge: Option<(&'static str, Grid)>,
     params: longrope_decode_params,
@@ -287,6 +336,21 @@ struct Plan {
     lse_offset: u64,
     /// Bytes of device memory beside the tensors.
     workspace_bytes: usize,
+}
+
+impl Plan {
+    /// Launches the kernel that attends.
+    ///
+    /// # Safety
+    /// `params` must be the block that the kernel takes, with addresses that are valid until it ended.
+    unsafe fn launch<P>(&self, context: &Context, params: &P, stream: Stream) -> Result<(), DeviceError> {
+        let Some(size) = self.cluster else {
+            // SAFETY: the caller's promise; kernels that decode wait before they read.
+            return unsafe { context.launch_dependent(self.kernel, self.grid, params, stream) };
+        };
+        // SAFETY: as above, and the kernel is one of those for clusters.
+        unsafe { context.launch_clusters(self.kernel, self.grid, size, params, stream) }
+    }
 }
 
 /// What a launch needs; nothing to launch needs nothing.

@@ -1,37 +1,48 @@
 //! The kernels that decode, and what a launch of each is to know.
 
 use crate::Error;
-use crate::device::{Dtype, Family};
+use crate::device::{Context, Dtype, Family};
 
 /// Bytes of shared memory a block (`kSharedBytes`).
 pub(super) const SHARED_BYTES: u32 = 96 << 10;
+/// The same of a block in a cluster, with what the others send it (`kInboxBytes`).
+pub(super) const CLUSTER_SHARED_BYTES: u32 = SHARED_BYTES + (10 << 10);
 /// Threads of a merging block (`kDecodeMergeThreads`).
 pub(super) const MERGE_THREADS: u32 = 256;
 
-/// The instances for head dimensions up to one.
+/// The instances for head dimensions up to one. Of images and kernels the first are over keys as they are, the second over keys that are
+/// rotated while they are read.
 pub(super) struct HeadDim {
-    /// The images over keys as they are, and over keys that are rotated while they are read.
     images: [&'static str; 2],
+    /// Those whose blocks form clusters, for Hopper.
+    cluster_images: [&'static str; 2],
     /// The padded head dimension (`kDim`).
     dim: usize,
     /// Threads a block (`kThreads`).
     pub(super) threads: u32,
     /// Query rows an item (`kRows`), few and many.
     rows: [usize; 2],
-    /// bf16 with few and with many rows, f16 with few and with many; of each image.
+    /// bf16 with few and with many rows, f16 with few and with many.
     kernels: [[&'static str; 4]; 2],
+    /// bf16 and f16, with few rows.
+    cluster_kernels: [[&'static str; 2]; 2],
 }
 
 macro_rules! head_dim {
     ($dim:literal, threads $threads:literal, rows $few:literal or $many:literal) => {
         HeadDim {
             images: [concat!("decode_d", $dim), concat!("decode_rotating_d", $dim)],
+            cluster_images: [concat!("decode_sm90_d", $dim), concat!("decode_rotating_sm90_d", $dim)],
             dim: $dim,
             threads: $threads,
             rows: [$few, $many],
             kernels: [
                 head_dim!(kernels "longrope_decode_d", $dim, $few, $many),
                 head_dim!(kernels "longrope_decode_rotating_d", $dim, $few, $many),
+            ],
+            cluster_kernels: [
+                head_dim!(kernels "longrope_decode_sm90_d", $dim, $few),
+                head_dim!(kernels "longrope_decode_rotating_sm90_d", $dim, $few),
             ],
         }
     };
@@ -43,9 +54,12 @@ macro_rules! head_dim {
             concat!($name, $dim, "_f16_r", $many),
         ]
     };
+    (kernels $name:literal, $dim:literal, $few:literal) => {
+        [concat!($name, $dim, "_bf16_r", $few), concat!($name, $dim, "_f16_r", $few)]
+    };
 }
 
-/// The instances in `cuda/decode_d*.cu` and `cuda/decode_rotating_d*.cu`.
+/// The instances in `cuda/decode_d*.cu`, `decode_rotating_d*.cu`, `decode_sm90_d*.cu` and `decode_rotating_sm90_d*.cu`.
 static KERNELS: [HeadDim; 4] = [
     head_dim!(64, threads 128, rows 8 or 32),
     head_dim!(96, threads 128, rows 8 or 16),
@@ -63,6 +77,11 @@ pub(super) fn kernels(head_dim: usize) -> Result<&'static HeadDim, Error> {
     found.ok_or_else(|| Error::unsupported("q.head_dim", head_dim, "at most 256"))
 }
 
+/// Whether the context has the kernels whose blocks form clusters.
+pub(super) fn has_clusters(context: &Context) -> bool {
+    context.has(KERNELS[0].cluster_kernels[0][0])
+}
+
 impl HeadDim {
     /// The kernel for a type, for keys as they are or `rotating`, and for the rows of a sequence; and the rows of its items.
     pub(super) fn choose(&self, dtype: Dtype, rotating: bool, sequence_rows: usize) -> (&'static str, usize) {
@@ -70,18 +89,29 @@ impl HeadDim {
         let kernel = 2 * usize::from(dtype == Dtype::F16) + many;
         (self.kernels[usize::from(rotating)][kernel], self.rows[many])
     }
+
+    /// The same of those whose blocks form clusters; `None` where rows are many.
+    pub(super) fn choose_for_clusters(
+        &self,
+        dtype: Dtype,
+        rotating: bool,
+        sequence_rows: usize,
+    ) -> Option<&'static str> {
+        let kernel = self.cluster_kernels[usize::from(rotating)][usize::from(dtype == Dtype::F16)];
+        (sequence_rows <= self.rows[0]).then_some(kernel)
+    }
 }
 
 /// What a context loads.
 pub(super) fn families() -> Vec<Family> {
-    let attending = KERNELS.iter().flat_map(|instances| {
-        instances.images.into_iter().zip(&instances.kernels).map(|(image, kernels)| Family {
-            image,
-            kernels: kernels.to_vec(),
-            shared_bytes: SHARED_BYTES,
-            only_on: None,
-        })
-    });
-    let merging = Family { image: "decode_merge", kernels: MERGES.to_vec(), shared_bytes: 0, only_on: None };
-    attending.chain([merging]).collect()
+    let mut families = vec![Family::portable("decode_merge", MERGES.to_vec(), 0)];
+    for HeadDim { images, cluster_images, kernels, cluster_kernels, .. } in &KERNELS {
+        let all = images.iter().zip(kernels);
+        families.extend(all.map(|(image, kernels)| Family::portable(image, kernels.to_vec(), SHARED_BYTES)));
+        families.extend(cluster_images.iter().zip(cluster_kernels).map(|(image, kernels)| Family {
+            in_clusters: true,
+            ..Family::hopper(image, kernels.to_vec(), CLUSTER_SHARED_BYTES)
+        }));
+    }
+    families
 }

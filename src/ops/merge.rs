@@ -169,5 +169,5 @@ static KERNELS: [&str; 6] = [
 
 /// What a context loads.
 pub(super) fn family() -> Family {
-    Family { image: "merge", kernels: KERNELS.to_vec(), shared_bytes: 0, only_on: None }
+    Family::portable("merge", KERNELS.to_vec(), 0)
 }

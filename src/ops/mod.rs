@@ -25,6 +25,7 @@ mod cache_rotary;
 mod cache_validate;
 mod cached_attention;
 mod decode;
+mod decode_clusters;
 mod decode_kernels;
 mod factors;
 mod merge;

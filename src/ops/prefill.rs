@@ -125,7 +125,7 @@ impl Prefill<'_> {
     /// As [`Prefill::run`].
     pub unsafe fn validate(
         &self,
-        _context: &Context,
+        context: &Context,
         tensors: &DecodeTensors,
         stream: Stream,
     ) -> Result<(), Error> {
@@ -133,7 +133,7 @@ impl Prefill<'_> {
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        unsafe { self.common().validate(tensors, stream) }
+        unsafe { self.common().validate(context, tensors, stream) }
     }
 
     fn common(&self) -> CachedAttention<'_> {

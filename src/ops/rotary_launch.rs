@@ -214,7 +214,7 @@ fn kernel(dtype: Dtype, pairing: Pairing, form: usize) -> &'static Kernel {
 pub(super) fn family() -> Family {
     let kernels =
         KERNELS.iter().flatten().flatten().flatten().copied().filter(|name| !name.is_empty()).collect();
-    Family { image: "rotary", kernels, shared_bytes: 0, only_on: None }
+    Family::portable("rotary", kernels, 0)
 }
 
 #[cfg(test)]

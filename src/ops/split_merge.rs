@@ -18,7 +18,7 @@ static MERGES: [&str; 3] =
 
 /// What a context loads.
 pub(super) fn family() -> Family {
-    Family { image: "split_merge", kernels: MERGES.to_vec(), shared_bytes: 0, only_on: None }
+    Family::portable("split_merge", MERGES.to_vec(), 0)
 }
 
 /// The parts, contiguous `[part][batch][length][heads][head_dim]` in f32 and their log-sum-exps after them, and the merge into

@@ -143,19 +143,43 @@ static void stream(void) {
     }
 }
 
+/* The validations of what is done with a cache of such lengths: all answer `expected`, and leave no context current. */
+static void validate(const int32_t *lengths, longrope_status expected) {
+    longrope_kv_cache cache = kv_cache();
+    longrope_decode_desc decode = LONGROPE_DECODE_DESC_INIT;
+    longrope_prefill_desc prefill = LONGROPE_PREFILL_DESC_INIT;
+    longrope_append_desc append = LONGROPE_APPEND_DESC_INIT;
+    longrope_rerotate_cache_desc recache = LONGROPE_REROTATE_CACHE_DESC_INIT;
+    const longrope_decode_tensors few = decode_tensors(2);
+    longrope_append_tensors fresh;
+    void *current = at(1);
+    memset(&fresh, 0, sizeof fresh);
+    fresh.k = fresh.v = tensor(0x100000, LONGROPE_DTYPE_F16, 2, 2, 2, 64);
+    append.rotary = recache.to = recache.from = &cache_rotary;
+    cache.lengths = lengths;
+    CHECK(longrope_append_validate(context, &append, &cache, &fresh, NULL) == expected);
+    CHECK(longrope_decode_validate(context, &decode, &cache, &few, NULL) == expected);
+    CHECK(longrope_prefill_validate(context, &prefill, &cache, &few, NULL) == expected);
+    CHECK(longrope_rerotate_cache_validate(context, &recache, &cache, NULL) == expected);
+    CHECK(driver.get_current(&current) == 0 && current == NULL);
+}
+
 /* The default streams of a thread that has no CUDA context: of the primary one, if somebody uses it, as by CUDA's runtime. */
 static void no_context(void) {
     recorded *const mine = driver.mine();
     longrope_rotary_desc desc = LONGROPE_ROTARY_DESC_INIT;
     longrope_tensor_io io;
+    static int32_t lengths[2] = {2, 4096};
     void *current = at(1);
     int number, i;
     memset(&io, 0, sizeof io);
     io.input = attention_tensors(5, 9).q;
     desc.sets = sets;
+    driver.memory(lengths, sizeof lengths);
     driver.set_current(NULL);
     CHECK(longrope_rotary_run(context, &desc, &io, 1, NULL) == LONGROPE_STATUS_DRIVER);
     CHECK(strstr(longrope_last_error_message(), "CUDA_ERROR_INVALID_CONTEXT") != NULL);
+    validate(lengths, LONGROPE_STATUS_DRIVER);
     mine->primary_is_active = 1;
     for (number = 0; number < RUNS; ++number) {
         CHECK(run(number, 0x10000000, NULL) == mine->launches);
@@ -164,6 +188,9 @@ static void no_context(void) {
         }
         CHECK(driver.get_current(&current) == 0 && current == NULL);
     }
+    validate(lengths, LONGROPE_STATUS_OK);
+    lengths[1] = 4097;
+    validate(lengths, LONGROPE_STATUS_INVALID_ARGUMENT);
     CHECK(mine->primary_uses == 0);
 }
 

@@ -26,7 +26,7 @@ fn every_launch_goes_to_the_stream_of_the_caller() {
 
 /// A default stream is one of the current CUDA context, and a thread may have none.
 #[test]
-fn a_thread_without_a_context_launches_in_the_primary_one() {
+fn a_thread_without_a_context_launches_and_validates_in_the_primary_one() {
     holds("no_context");
 }
 

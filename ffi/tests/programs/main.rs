@@ -75,9 +75,9 @@ fn run(source: &str, bundle: Option<&Path>) -> String {
     let library = bundle.join("liblongrope.so").canonicalize().unwrap();
     std::os::unix::fs::symlink(library, folder.path().join("liblongrope.so.0.1")).unwrap();
     let name = Path::new(source).file_name().unwrap().to_str().unwrap().replace('.', "-");
-    let paths =
-        [folder.path().as_os_str().to_owned(), std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default()];
-    let paths = std::env::join_paths(paths.iter().filter(|path| !path.is_empty())).unwrap();
+    let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let others = std::env::split_paths(&others).filter(|path| !path.as_os_str().is_empty());
+    let paths = std::env::join_paths([folder.path().to_owned()].into_iter().chain(others)).unwrap();
     stdout(Command::new(bundle.join("examples").join(name)).env("LD_LIBRARY_PATH", paths))
 }
 

@@ -558,10 +558,11 @@ pub struct longrope_decode_params {
     pub negate: i32,
     pub merges: i32,
     pub merges_borders: i32,
+    pub settled: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of longrope_decode_params"][::core::mem::size_of::<longrope_decode_params>() - 368usize];
+    ["Size of longrope_decode_params"][::core::mem::size_of::<longrope_decode_params>() - 376usize];
     ["Alignment of longrope_decode_params"][::core::mem::align_of::<longrope_decode_params>() - 8usize];
     ["Offset of field: longrope_decode_params::cache"]
         [::core::mem::offset_of!(longrope_decode_params, cache) - 0usize];
@@ -609,6 +610,8 @@ const _: () = {
         [::core::mem::offset_of!(longrope_decode_params, merges) - 360usize];
     ["Offset of field: longrope_decode_params::merges_borders"]
         [::core::mem::offset_of!(longrope_decode_params, merges_borders) - 364usize];
+    ["Offset of field: longrope_decode_params::settled"]
+        [::core::mem::offset_of!(longrope_decode_params, settled) - 368usize];
 };
 impl Default for longrope_decode_params {
     fn default() -> Self {
@@ -664,13 +667,13 @@ pub struct longrope_decode_rotating_params {
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of longrope_decode_rotating_params"]
-        [::core::mem::size_of::<longrope_decode_rotating_params>() - 3504usize];
+        [::core::mem::size_of::<longrope_decode_rotating_params>() - 3512usize];
     ["Alignment of longrope_decode_rotating_params"]
         [::core::mem::align_of::<longrope_decode_rotating_params>() - 8usize];
     ["Offset of field: longrope_decode_rotating_params::decode"]
         [::core::mem::offset_of!(longrope_decode_rotating_params, decode) - 0usize];
     ["Offset of field: longrope_decode_rotating_params::rotary"]
-        [::core::mem::offset_of!(longrope_decode_rotating_params, rotary) - 368usize];
+        [::core::mem::offset_of!(longrope_decode_rotating_params, rotary) - 376usize];
 };
 impl Default for longrope_decode_rotating_params {
     fn default() -> Self {

@@ -127,6 +127,7 @@ fn case() -> impl Strategy<Value = Case> {
                 scale: None,
                 window: None,
                 split: Split::Balanced,
+                settled: place % 2 == 0,
                 place,
             };
             let key_orders = [orders[2], orders[3]];

@@ -49,6 +49,7 @@ fn problem(packed: bool) -> Problem {
         window: None,
         split: Split::Balanced,
         place: 11,
+        settled: false,
     }
 }
 

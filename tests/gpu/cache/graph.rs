@@ -14,8 +14,25 @@ pub const TESTS: &[crate::Test] =
     &[("a_captured_graph_serves_a_thousand_steps_and_a_switch_of_factors", graph)];
 
 const STEPS: usize = 1000;
-/// The first length of each sequence: the first grows from nothing.
-const FIRST: [usize; 2] = [1, 57];
+
+/// What a captured step decodes.
+struct Case {
+    /// The first length of each sequence.
+    first: &'static [usize],
+    heads: [usize; 2],
+    page_size: Option<usize>,
+    split: Split,
+    /// Of the replayed steps; the others are never.
+    settled: bool,
+}
+
+/// Two sequences, one of which grows from nothing, and one, which Hopper decodes by clusters.
+const CASES: [Case; 4] = [
+    Case { first: &[1, 57], heads: [2, 1], page_size: Some(16), split: Split::Balanced, settled: false },
+    Case { first: &[1, 57], heads: [2, 1], page_size: None, split: Split::Fixed(3), settled: true },
+    Case { first: &[1, 57], heads: [2, 1], page_size: Some(32), split: Split::Balanced, settled: true },
+    Case { first: &[40], heads: [6, 3], page_size: Some(16), split: Split::Balanced, settled: true },
+];
 
 /// A cache and all that a step of it needs on the device.
 struct Side {
@@ -35,7 +52,7 @@ impl Side {
         let results = problem.outputs(gpu);
         let decode = problem.decode(gpu, &memory, &numbers);
         let scratch = scratch(gpu, &decode, &tensors(memory.q.tensor, &results[0], &results[1]));
-        let (choices, new) = (gpu.upload(&[0i32, 0]), upload_new(gpu, problem));
+        let (choices, new) = (gpu.upload(&vec![0i32; problem.sequences.len()]), upload_new(gpu, problem));
         Self { memory, numbers, choices, new, results, scratch }
     }
 
@@ -84,9 +101,9 @@ impl Side {
         })
     }
 
-    fn tell(&mut self, gpu: &Gpu, lengths: &[i64], choices: [i32; 2]) {
+    fn tell(&mut self, gpu: &Gpu, lengths: &[i64], choices: &[i32]) {
         gpu.stream.memcpy_htod(&bytes(false, lengths), &mut self.numbers.lengths).unwrap();
-        gpu.stream.memcpy_htod(&choices, &mut self.choices).unwrap();
+        gpu.stream.memcpy_htod(choices, &mut self.choices).unwrap();
     }
 
     /// Bits of rotated queries, of the output and of the log-sum-exp.
@@ -105,16 +122,18 @@ fn graph(gpu: &Gpu) {
         pairing: longrope::descriptor::Pairing::HalfSplit,
         parity: false,
     };
-    let one = |i: usize| Sequence { length: FIRST[i] + STEPS, fresh: 1, seed: 40 + 2 * i as u64 };
-    for (page_size, split) in [(Some(16), Split::Balanced), (None, Split::Fixed(3))] {
+    for case in CASES {
+        let one = |(i, first)| Sequence { length: first + STEPS, fresh: 1, seed: 40 + 2 * i as u64 };
+        let sequences: Vec<Sequence> = case.first.iter().enumerate().map(one).collect();
+        let (count, split) = (sequences.len(), case.split);
         let problem = Problem {
             dtype: Dtype::Bf16,
             out_dtype: Dtype::Bf16,
-            heads: [2, 1],
+            heads: case.heads,
             head_dim: 64,
-            sequences: vec![one(0), one(1)],
+            sequences,
             form: Form::Dense,
-            page_size,
+            page_size: case.page_size,
             room: 0,
             orders: [Order::Bshd; 4],
             wide_lengths: false,
@@ -122,28 +141,36 @@ fn graph(gpu: &Gpu) {
             window: None,
             split,
             place: 3,
+            settled: false,
         };
         let [mut replayed, mut eager] = [(); 2].map(|()| Side::new(gpu, &problem));
-        let graph = replayed.capture(gpu, &problem, &rotation);
+        let settled = Problem { settled: case.settled, ..problem.clone() };
+        let graph = replayed.capture(gpu, &settled, &rotation);
         assert!(replayed.results[0].is_untouched(gpu), "capturing runs nothing");
         // The cache holds what came before the first step.
         for side in [&mut replayed, &mut eager] {
-            for length in 1..FIRST[1] {
-                side.tell(gpu, &[0, length as i64], [0, 0]);
+            for length in 1..case.first[count - 1] {
+                let mut lengths = vec![0; count];
+                lengths[count - 1] = length as i64;
+                side.tell(gpu, &lengths, &vec![0; count]);
                 side.launch(gpu, &problem, &rotation);
             }
         }
         let mut before: Option<[Vec<u32>; 3]> = None;
         for step in 0..STEPS {
-            let lengths = FIRST.map(|first| (first + step) as i64);
+            let lengths: Vec<i64> = case.first.iter().map(|first| (first + step) as i64).collect();
             // One sequence, then the other, then the first again.
-            let choices = [i32::from((300..700).contains(&step)), i32::from(step >= 500)];
+            let choices = &[i32::from((300..700).contains(&step)), i32::from(step >= 500)][..count];
             replayed.tell(gpu, &lengths, choices);
             graph.launch().unwrap();
             eager.tell(gpu, &lengths, choices);
             eager.launch(gpu, &problem, &rotation);
             let found = replayed.read(gpu);
-            assert!(found == eager.read(gpu), "{split:?}, step {step}");
+            assert!(
+                found == eager.read(gpu),
+                "{count} sequences, {split:?}, settled {}, step {step}",
+                case.settled
+            );
             assert!(before.as_ref() != Some(&found), "each replay follows the numbers on the device");
             if [0, 299, 300, 500, 700, STEPS - 1].contains(&step) {
                 check(&problem, &rotation, &lengths, choices, &found);
@@ -163,14 +190,16 @@ fn check(
     problem: &Problem,
     rotation: &Rotation,
     lengths: &[i64],
-    choices: [i32; 2],
+    choices: &[i32],
     [q, out, lse]: &[Vec<u32>; 3],
 ) {
     use crate::attention::oracle::{self, ONE_CALL};
     let width = problem.heads[0] * problem.head_dim;
     for (i, sequence) in problem.sequences.iter().enumerate() {
         let [_, keys, values] = problem.elements(sequence);
-        let last = |bits: &[u32]| bits[bits.len() - problem.head_dim..].repeat(lengths[i] as usize);
+        let last = |bits: &[u32]| {
+            bits[bits.len() - problem.heads[1] * problem.head_dim..].repeat(lengths[i] as usize)
+        };
         let now = Sequence { length: lengths[i] as usize, ..*sequence };
         let (q, long) = (&q[i * width..(i + 1) * width], choices[i] == 1);
         let exact = exact_rotated(problem, &now, q, [&last(&keys), &last(&values)], rotation, long);

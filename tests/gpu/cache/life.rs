@@ -93,6 +93,7 @@ fn life() -> impl Strategy<Value = Life> {
             window,
             split,
             place: seeds[3],
+            settled: seeds[3] % 2 == 0,
         };
         Life { problem, rotation, keys, steps }
     })

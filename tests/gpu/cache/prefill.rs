@@ -142,6 +142,7 @@ fn problem(longest: usize, head_dim: impl Strategy<Value = usize>) -> impl Strat
                 scale,
                 window,
                 split: Split::Balanced,
+                settled: place % 2 == 0,
                 place,
             }
         },
@@ -237,6 +238,7 @@ fn fixed(sequences: &[(usize, usize)], head_dim: usize, page_size: Option<usize>
         window: None,
         split: Split::Balanced,
         place: 13,
+        settled: false,
     }
 }
 

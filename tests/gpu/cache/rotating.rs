@@ -105,6 +105,7 @@ fn case() -> impl Strategy<Value = Case> {
                 scale,
                 window,
                 split,
+                settled: place % 2 == 0,
                 place,
             };
             Case { problem, rotation, by, numbers }
@@ -207,6 +208,7 @@ impl Aimed {
             window: None,
             split: Split::Fixed(3),
             place: 5,
+            settled: false,
         };
         let (q, exact): (Vec<Vec<u32>>, Vec<Exact>) =
             problem.sequences.iter().map(|one| aim(&problem, &rotation, one)).unzip();

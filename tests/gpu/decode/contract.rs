@@ -40,6 +40,7 @@ fn problem(lengths: &[usize], fresh: usize, split: Split) -> Problem {
         window: None,
         split,
         place: 7,
+        settled: false,
     }
 }
 

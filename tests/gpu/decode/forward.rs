@@ -111,6 +111,7 @@ fn problem() -> impl Strategy<Value = Problem> {
                 scale,
                 window,
                 split,
+                settled: place % 2 == 0,
                 place,
             }
         },

@@ -57,6 +57,8 @@ pub struct Problem {
     pub split: Split,
     /// Where pages lie follows from it.
     pub place: u64,
+    /// Whether decoding may read what is settled before its turn: no kernel that writes it comes just before.
+    pub settled: bool,
 }
 
 /// Tensors on the device, and what is to be told of them: tests may change the numbers.
@@ -263,12 +265,13 @@ impl Problem {
                 NewTokens::Packed(PackedTokens { starts: gpu.address(&numbers.starts), kind: starts, most })
             }
         };
-        let (scale, window, split) = (self.scale, self.window, self.split);
+        let (scale, window, split, settled) = (self.scale, self.window, self.split, self.settled);
         Decode {
             tokens,
             scale,
             window,
             split,
+            settled,
             status: Some(gpu.address(&numbers.status)),
             ..Decode::new(cache)
         }

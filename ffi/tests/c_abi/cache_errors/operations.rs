@@ -79,6 +79,12 @@ fn what_is_wrong_with_attention_over_a_cache_is_named() {
     );
     taken(&[DECODE], |all| all.decode.splits = 1024);
     refused(
+        &[DECODE],
+        |all| all.decode.flags = 2,
+        "desc.flags: 2 is not valid; expected 0 or LONGROPE_DECODE_SETTLED (1)",
+    );
+    taken(&[DECODE], |all| all.decode.flags = 1);
+    refused(
         &ATTEND,
         |all| all.tensors.out.shape[2] = 2,
         "tensors.out: shape [3, 2, 2, 16] is not valid; expected",

@@ -1,0 +1,6 @@
+// Decoding of one sequence on Hopper, head dimensions up to 256.
+
+#include "include/decode_sm90.cuh"
+
+LONGROPE_DECODE_SM90(256, bf16, __nv_bfloat16, 8)
+LONGROPE_DECODE_SM90(256, f16, __half, 8)
