@@ -24,12 +24,14 @@ __device__ __forceinline__ void attend_segment(const longrope_decode_params &p, 
                                                const DecodeSegment &segment, int64_t sequence, char *shared, bool waits) {
     __shared__ WarpSums<Shape> all;
     DecodeWarp<T, Shape> warp;
-    // Kernels of many rows have no register for queries until then.
+    // Kernels of many rows have no register for queries until the ring is asked for.
     const bool asks_late = waits || Shape::kN > 1;
     if (!asks_late) warp.ask(p, {p, segment.item, static_cast<int>(threadIdx.x % 32)});
     DecodeLoads<T, Shape> loads = loads_of<T, Shape>(p, segment, sequence, shared);
+    // What it reads would wait behind the keys.
+    Rotation rotation(rotary, segment.item.sequence.length, sequence, loads.lane);
     fill_ring(loads, waits, segment.item.sequence.first_position());
-    const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, segment, loads, warp, waits, asks_late);
+    const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, rotation, segment, loads, warp, waits, asks_late);
     if (bad && p.status) atomicOr(p.status, bad);
     float *const outputs = reinterpret_cast<float *>(shared);
     // All warps are done with their rings.

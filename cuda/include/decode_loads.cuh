@@ -38,7 +38,8 @@ struct DecodeLoads {
     const char *ring;
     int64_t sequence, length, first_key;
     int steps, lane;
-    // Of keys and of values, where this lane's first chunk lies: of the next step, or of the first row of the first page.
+    // Of keys and of values, where this lane's first chunk lies, or its row where rows are not whole: of the next step, or of the first row
+    // of the first page.
     const T *from[2];
     // Of the step whose keys were asked for last: its row in its page, which moves on by so many; and how many rows it has, as the last
     // step has.

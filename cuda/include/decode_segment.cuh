@@ -65,12 +65,11 @@ __device__ __forceinline__ void fill_ring(DecodeLoads<T, Shape> &loads, bool wai
 // one has not been waited for; `asks`: nor have queries been asked for.
 template <class T, class Shape, class Rotation>
 __device__ __forceinline__ uint32_t sum_keys(const longrope_decode_params &p, const typename Rotation::Params &rotary,
-                                             const DecodeSegment &segment, DecodeLoads<T, Shape> &loads, DecodeWarp<T, Shape> &warp,
-                                             bool waits, bool asks) {
+                                             Rotation &rotation, const DecodeSegment &segment, DecodeLoads<T, Shape> &loads,
+                                             DecodeWarp<T, Shape> &warp, bool waits, bool asks) {
     const DecodeItem &item = segment.item;
     const int lane = loads.lane;
     const int64_t length = item.sequence.length;
-    Rotation rotation(rotary, length, loads.sequence, lane);
     if (waits) pass_on();
     if (asks) warp.ask(p, {p, item, lane});
     if (rotation.is_bad()) {

@@ -187,7 +187,8 @@ __device__ __forceinline__ void decode_in_clusters(const longrope_decode_params 
         barrier_expect(barrier, shares.bytes());
     }
     cluster_arrive_relaxed();
-    const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, segment, loads, warp, p.settled, p.settled);
+    Rotation rotation(rotary, segment.item.sequence.length, 0, loads.lane);
+    const uint32_t bad = sum_keys<T, Shape, Rotation>(p, rotary, rotation, segment, loads, warp, p.settled, p.settled);
     // A launch that begins while keys are summed finds the other multiprocessors free alone, and lies in pairs on them.
     if (!p.settled) let_dependents_begin();
     if (bad && p.status) atomicOr(p.status, bad);
