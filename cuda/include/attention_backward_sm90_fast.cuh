@@ -270,6 +270,8 @@ struct FastSums {
         const auto add_queries = [&](const GradientItem &item, int tile) {
             hold(mine.of_queries);
             if constexpr (Shape::kInTurn) {
+                // The tile before that one has left, unless its turn was long in coming.
+                barrier_wait(shared.staging_empty(), place.out_before() ^ 1);
                 mine.stage_queries(shared);
             } else {
                 mine.add_queries(h.slab, item.slab_tile + item.template before<Shape>(tile), shared.gradients(2));
@@ -286,8 +288,6 @@ struct FastSums {
                 // A tile. The first of an item comes after no other.
                 const auto step = [&](int tile, auto first) {
                     constexpr bool kFirst = decltype(first)::value;
-                    // Long over.
-                    if (Shape::kInTurn && !kFirst) barrier_wait(shared.staging_empty(), place.out_before() ^ 1);
                     barrier_wait(shared.column_full(0, place.query()), place.query_parity());
                     mine.hold_sum();
                     wgmma_fence();
@@ -349,7 +349,6 @@ struct FastSums {
                 wgmma_fence();
                 mine.begin_of_logits(shared.column_tile(0, place.query_before()));
                 begin_queries_before();
-                if (Shape::kInTurn) barrier_wait(shared.staging_empty(), place.out_before() ^ 1);
                 wgmma_wait<0>();
                 mine.hold_sum();
                 release(shared.column_empty(0, place.query_before()));
