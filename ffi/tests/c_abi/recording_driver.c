@@ -151,9 +151,10 @@ int cuLibraryGetKernel(void **found, void *library, const char *name) {
     return answer;
 }
 
-/* 8 is the number of the most bytes of dynamic shared memory. */
+/* 8 is the number of the most bytes of dynamic shared memory, 14 that of whether clusters may be of more than 8 blocks. */
 int cuKernelSetAttribute(int attribute, int value, void *given, int device) {
-    if (attribute != 8 || device != 0) return INVALID_VALUE;
+    if ((attribute != 8 && attribute != 14) || device != 0) return INVALID_VALUE;
+    if (attribute == 14) return value == 0 || value == 1 ? 0 : INVALID_VALUE;
     pthread_mutex_lock(&lock);
     ((kernel *)given)->shared = (unsigned)value;
     pthread_mutex_unlock(&lock);
@@ -250,15 +251,33 @@ int cuLaunchKernel(void *given, unsigned x, unsigned y, unsigned z, unsigned tx,
     return 0;
 }
 
+struct launch_attribute {
+    int id;
+    char padding[4];
+    union {
+        int flag;
+        unsigned blocks[3];
+        char whole[64];
+    } value;
+};
+
 struct launch_config {
     unsigned x, y, z, tx, ty, tz, shared;
     void *stream;
-    void *attributes;
+    const struct launch_attribute *attributes;
     unsigned attribute_count;
 };
 
 int cuLaunchKernelEx(const struct launch_config *config, void *given, void **arguments, void **extra) {
-    if (config->attribute_count > 1 || (config->attribute_count == 1 && !config->attributes)) return INVALID_VALUE;
+    const struct launch_attribute *attribute = config->attributes;
+    unsigned i;
+    if (config->attribute_count > 0 && !attribute) return INVALID_VALUE;
+    for (i = 0; i < config->attribute_count; ++i, ++attribute) {
+        /* 4 is the number of the shape of clusters, of which a grid is a multiple; 6 that of a launch that may begin early. */
+        const unsigned *const blocks = attribute->value.blocks;
+        const int is_cluster = attribute->id == 4 && blocks[0] > 0 && config->x % blocks[0] == 0 && blocks[1] == 1 && blocks[2] == 1;
+        if (!is_cluster && !(attribute->id == 6 && attribute->value.flag == 1)) return INVALID_VALUE;
+    }
     return cuLaunchKernel(given, config->x, config->y, config->z, config->tx, config->ty, config->tz, config->shared,
                           config->stream, arguments, extra);
 }

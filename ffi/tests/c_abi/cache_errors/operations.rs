@@ -59,7 +59,6 @@ fn what_is_wrong_with_attention_over_a_cache_is_named() {
         |all| (all.decode.status, all.prefill.status) = (odd, odd),
         "desc.status: address 0x1002 is not valid; expected a multiple of 4",
     );
-    refused(&[DECODE], |all| all.decode.flags = 1, "desc.flags: 1 is not valid; expected 0");
     refused(
         &ATTEND,
         |all| (all.decode.window, all.prefill.window) = (-1, -1),
