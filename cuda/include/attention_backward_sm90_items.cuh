@@ -76,6 +76,7 @@ struct alignas(16) GradientItem {
     }
     template <class Shape>
     __device__ __forceinline__ int before(int tile) const {
+        static_assert(!Shape::kInTurn, "where blocks add in turn, some go down");
         return Shape::kMakesAll ? below(tile) : above(tile);
     }
     __device__ __forceinline__ int above(int tile) const { return tile + 1 == end ? first : tile + 1; }

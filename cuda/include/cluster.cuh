@@ -41,4 +41,13 @@ __device__ __forceinline__ void send_to_block(uint32_t address, const float2 &x,
                  : "memory");
 }
 
+// As barrier_wait, of what other blocks of the cluster send: what came with it is seen.
+__device__ __forceinline__ void barrier_wait_for_cluster(uint32_t barrier, int parity) {
+    asm volatile(
+        "{ .reg .pred p; again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1, 10000000; @!p bra again; }" ::"r"(
+            barrier),
+        "r"(parity)
+        : "memory");
+}
+
 }  // namespace longrope

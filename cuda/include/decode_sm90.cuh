@@ -103,7 +103,7 @@ __device__ __forceinline__ void join_blocks(const longrope_decode_params &p, con
         // What does not depend on what comes goes before it.
         const int64_t to = segment.item.offset(p, p.out_stride, row) + dim;
         asm volatile("" ::"l"(to));
-        if (base == 0) barrier_wait(barrier, 0);
+        if (base == 0) barrier_wait_for_cluster(barrier, 0);
         const float2 sums = inbox.sums[peer][row];
         refused = __any_sync(0xffffffff, __float_as_uint(sums.y) == kBadPart);
         RowSums total;
@@ -120,7 +120,7 @@ __device__ __forceinline__ void join_blocks(const longrope_decode_params &p, con
         // Nothing is written of an item with a bad entry.
         if (at < end && peer == 0 && !refused) write_row<T>(p, segment, row, dim, to, total);
     }
-    if (end <= 0) barrier_wait(barrier, 0);
+    if (end <= 0) barrier_wait_for_cluster(barrier, 0);
 }
 
 // Has the second-level cache fetch the queries of an item, which may yet change.

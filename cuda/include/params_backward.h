@@ -86,7 +86,7 @@ typedef struct longrope_attention_backward_sm90_params {
     float *key_slab;
     int64_t key_slab_tiles;
     /* Where blocks add in turn, so that sums have one order: how many have added to a tile of the slab, and to one of the keys'; 0
-     * before the launch. Else null. */
+     * before the launch. Else the first is null, and the other unused. */
     uint32_t *turns;
     uint32_t *key_turns;
     /* There, all items, in the order in which they are drawn, 160 bytes each, zeros before; and blocks that list those of a sequence. */

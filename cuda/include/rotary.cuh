@@ -137,6 +137,8 @@ __device__ __forceinline__ void fill_table(const Work &work, float2 *table, cons
 // Rotates the tokens of this block, of which the first is `first`. What they are, and where they come from and go to, the work
 // says:
 //
+//   kRotatesAll                            no head is copied as it is
+//   kStreams                               what is written, rotated queries too, need not stay in the caches
 //   tokens(), heads(), pairs(), head_dim(), ring_bytes()
 //   Source source(token)                   what is needed to begin its loads
 //   bool is_readable(source)               false: nothing of this token is read or written

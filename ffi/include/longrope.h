@@ -6,7 +6,8 @@
  *             once, with the function of that name; destroying NULL does nothing. A descriptor, and what it points to
  *             in host memory, is read during the call and not kept: factor sets may be destroyed as soon as a `_run`
  *             has returned, even if a captured graph replays it later. Memory on the device must stay valid until the
- *             kernel has ended.
+ *             kernel has ended; of decoding, lengths, queries and what LONGROPE_DECODE_SETTLED lets it read early from when
+ *             the launch before it on the stream may begin.
  * Threads     A context and factor sets never change after they were made: share them between threads without a lock.
  *             Every function may be called from any thread. The message of the last error is per thread. A child after
  *             fork can use configurations, factor sets, messages and the CPU forms; a context made before it answers
@@ -781,8 +782,8 @@ typedef struct longrope_decode_desc {
  * most the queries, and the keys and values of the new tokens of this call, as a longrope_append_run of the same tokens
  * does; so of a sequence of length L with n new tokens nothing below position L - n, in pages that are shared with others
  * neither. Earlier keys and values, lengths, starts, the page table and numbers of sets are then read while it still runs.
- * If that launch itself lets others begin before it has waited for the one before it, the promise is of that one too. A
- * broken promise is undefined behaviour. Without the flag, nothing that is read before the launch has ended is made use
+ * If that launch itself lets others begin before it has waited for the one before it, the promise is of that one too,
+ * and so on. A broken promise is undefined behaviour. Without the flag, nothing that is read before the launch has ended is made use
  * of unless it is the same afterwards. */
 #define LONGROPE_DECODE_SETTLED 1u
 

@@ -52,14 +52,12 @@ pub(crate) struct Family {
     pub(crate) shared_bytes: u32,
     /// The one compute capability that it is for, if it is not for all.
     pub(crate) only_on: Option<(i32, i32)>,
-    /// Whether its kernels are launched in clusters of blocks.
-    pub(crate) in_clusters: bool,
 }
 
 impl Family {
     /// One for all GPUs.
     pub(crate) fn portable(image: &'static str, kernels: Vec<&'static str>, shared_bytes: u32) -> Self {
-        Self { image, kernels, shared_bytes, only_on: None, in_clusters: false }
+        Self { image, kernels, shared_bytes, only_on: None }
     }
 
     /// One for Hopper alone.
@@ -150,18 +148,12 @@ impl Context {
             // SAFETY: the library is loaded; the name ends in a zero.
             let found = unsafe { sys::cuLibraryGetKernel(&mut kernel, library, c_name.as_ptr()) };
             check("cuLibraryGetKernel", found)?;
-            use sys::CUfunction_attribute as Attribute;
-            let shared_bytes = (family.shared_bytes > FREE_SHARED_BYTES).then_some((
-                Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                family.shared_bytes as i32,
-            ));
-            // Of more blocks than the 8 that every GPU with clusters can do.
-            let large_clusters = family
-                .in_clusters
-                .then_some((Attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1));
-            for (attribute, value) in shared_bytes.into_iter().chain(large_clusters) {
+            if family.shared_bytes > FREE_SHARED_BYTES {
+                let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 // SAFETY: the kernel and the device are valid.
-                let set = unsafe { sys::cuKernelSetAttribute(attribute, value, kernel, device) };
+                let set = unsafe {
+                    sys::cuKernelSetAttribute(attribute, family.shared_bytes as i32, kernel, device)
+                };
                 check("cuKernelSetAttribute", set)?;
             }
             if has_current {
@@ -213,7 +205,8 @@ impl Context {
     /// of that let it. A kernel whose code can't wait is launched as any other.
     ///
     /// # Safety
-    /// As [`Context::launch`]. The kernel must wait before it touches what the one before it reads or writes.
+    /// As [`Context::launch`]. The kernel must wait before it writes, and before it makes use of what the one before it may write; what it
+    /// reads sooner must be there by then.
     pub(crate) unsafe fn launch_dependent<P>(
         &self,
         name: &'static str,
@@ -230,10 +223,10 @@ impl Context {
         unsafe { self.launch_with(kernel, grid, &[], params, stream) }
     }
 
-    /// As [`Context::launch_dependent`], in clusters of so many blocks, of which the grid has a multiple.
+    /// As [`Context::launch_dependent`], in clusters of so many blocks, 8 at most, of which the grid has a multiple.
     ///
     /// # Safety
-    /// As [`Context::launch_dependent`]. The kernel must be of a family of such.
+    /// As [`Context::launch_dependent`]. The kernel must be one for clusters.
     pub(crate) unsafe fn launch_clusters<P>(
         &self,
         name: &'static str,

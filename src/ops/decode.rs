@@ -38,7 +38,7 @@ pub struct Decode<'a> {
     /// queries, and the keys and values of the new tokens of this call, as an [`Append`](crate::ops::Append) of the same tokens does;
     /// so of a sequence of length `L` with `n` new tokens nothing below position `L - n`, in pages that are shared with others neither.
     /// Earlier keys and values, lengths, starts, the page table and choices of sets are then read while it still runs. If that launch
-    /// itself lets others begin before it has waited for the one before it, the promise is of that one too. `false`: nothing that is
+    /// itself lets others begin before it has waited for the one before it, the promise is of that one too, and so on. `false`: nothing that is
     /// read before the launch has ended is made use of unless it is the same afterwards.
     pub settled: bool,
     /// The address of a `u32` in which the kernel sets bits ([`BAD_LENGTH`](crate::ops::BAD_LENGTH),
@@ -108,8 +108,9 @@ impl Decode<'_> {
     ///
     /// # Safety
     /// All addresses must be of device memory of the stream's context, valid until the kernels ended, aligned to their
-    /// elements, and as large as the shapes say; those of lengths and queries from when the launch before this one on the stream may
-    /// begin. The outputs must overlap no other memory in use. Where [`settled`](Decode::settled) is set, its promise must hold.
+    /// elements, and as large as the shapes say; those of lengths and queries, and where
+    /// [`settled`](Decode::settled) is set all that is read, from when the launch before this one on the stream may begin. The outputs must
+    /// overlap no other memory in use. Where `settled` is set, its promise must hold.
     pub unsafe fn run(
         &self,
         context: &Context,
@@ -124,8 +125,8 @@ impl Decode<'_> {
         // The log-sum-exps follow the outputs.
         plan.params.parts_lse = workspace.address.wrapping_add(plan.lse_offset) as *mut f32;
         match plan.rotary {
-            // SAFETY: the kernel is one that decodes, which takes this block, and waits before it reads; the rest is the caller's
-            // promise.
+            // SAFETY: the kernel is one that decodes, which takes this block, and waits before it makes use of what may be
+            // written; the rest is the caller's promise.
             None => unsafe { plan.launch(context, &plan.params, stream) }?,
             Some(rotary) => {
                 let params = longrope_decode_rotating_params { decode: plan.params, rotary };
@@ -345,7 +346,7 @@ impl Plan {
     /// `params` must be the block that the kernel takes, with addresses that are valid until it ended.
     unsafe fn launch<P>(&self, context: &Context, params: &P, stream: Stream) -> Result<(), DeviceError> {
         let Some(size) = self.cluster else {
-            // SAFETY: the caller's promise; kernels that decode wait before they read.
+            // SAFETY: the caller's promise; kernels that decode wait before they make use of what may be written.
             return unsafe { context.launch_dependent(self.kernel, self.grid, params, stream) };
         };
         // SAFETY: as above, and the kernel is one of those for clusters.

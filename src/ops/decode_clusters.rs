@@ -4,7 +4,7 @@
 /// nothing of each other read a little faster.
 const MAX_BYTES: usize = 256 << 20;
 
-/// Bytes that a block may have to read where fewer than half of the multiprocessors have one: a multiprocessor takes so many in about
+/// Bytes that a block may have to read where fewer than four in nine of the multiprocessors have one: a multiprocessor takes so many in about
 /// the time that the merge would.
 const MAX_BLOCK_BYTES: usize = 256 << 10;
 
@@ -14,9 +14,9 @@ pub(super) fn cluster_size(items: usize, bytes: usize, multiprocessors: u32) -> 
     let multiprocessors = multiprocessors as usize;
     let size = [8, 4, 2].into_iter().find(|size| items.saturating_mul(*size) <= multiprocessors)?;
     let blocks = items * size;
-    // Half is enough: those of the launch after this one stand beside them.
-    let is_half = 9 * blocks >= 4 * multiprocessors;
-    let most = if is_half { MAX_BYTES } else { blocks * MAX_BLOCK_BYTES };
+    // About half is enough: those of the launch after this one stand beside them.
+    let is_enough = 9 * blocks >= 4 * multiprocessors;
+    let most = if is_enough { MAX_BYTES } else { blocks * MAX_BLOCK_BYTES };
     (bytes <= most).then_some(size as u32)
 }
 

@@ -108,10 +108,10 @@ pub(super) fn families() -> Vec<Family> {
     for HeadDim { images, cluster_images, kernels, cluster_kernels, .. } in &KERNELS {
         let all = images.iter().zip(kernels);
         families.extend(all.map(|(image, kernels)| Family::portable(image, kernels.to_vec(), SHARED_BYTES)));
-        families.extend(cluster_images.iter().zip(cluster_kernels).map(|(image, kernels)| Family {
-            in_clusters: true,
-            ..Family::hopper(image, kernels.to_vec(), CLUSTER_SHARED_BYTES)
-        }));
+        let clusters = cluster_images.iter().zip(cluster_kernels);
+        families.extend(
+            clusters.map(|(image, kernels)| Family::hopper(image, kernels.to_vec(), CLUSTER_SHARED_BYTES)),
+        );
     }
     families
 }

@@ -70,10 +70,10 @@ int cuLibraryGetKernel(void **found, void *library, const char *name) {
     return 0;
 }
 
-/* 8 is the number of the most bytes of dynamic shared memory, 14 that of whether clusters may be of more than 8 blocks. */
+/* 8 is the number of the most bytes of dynamic shared memory. */
 int cuKernelSetAttribute(int attribute, int value, void *given, int device) {
-    if ((attribute != 8 && attribute != 14) || device != 0) return 1;
-    if (attribute == 8) ((kernel *)given)->shared = (unsigned)value;
+    if (attribute != 8 || device != 0) return 1;
+    ((kernel *)given)->shared = (unsigned)value;
     return 0;
 }
 

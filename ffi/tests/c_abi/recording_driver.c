@@ -151,10 +151,9 @@ int cuLibraryGetKernel(void **found, void *library, const char *name) {
     return answer;
 }
 
-/* 8 is the number of the most bytes of dynamic shared memory, 14 that of whether clusters may be of more than 8 blocks. */
+/* 8 is the number of the most bytes of dynamic shared memory. */
 int cuKernelSetAttribute(int attribute, int value, void *given, int device) {
-    if ((attribute != 8 && attribute != 14) || device != 0) return INVALID_VALUE;
-    if (attribute == 14) return value == 0 || value == 1 ? 0 : INVALID_VALUE;
+    if (attribute != 8 || device != 0) return INVALID_VALUE;
     pthread_mutex_lock(&lock);
     ((kernel *)given)->shared = (unsigned)value;
     pthread_mutex_unlock(&lock);
