@@ -450,7 +450,7 @@ class Sources(unittest.TestCase):
         peers = families.sources("decode", "peers").keys()
         self.assertLessEqual({"benches/peers/decode.py", "benches/peers/longrope.py", "ffi/src/decode.rs"}, peers)
         goals = {kind: {(op, peer) for op, *_, peer in families.goals("decode", kind)} for kind in ("peers", "bench")}
-        own = ("rotate_on_read", "paged_16", "paged_64", "mixed_lengths", "cold", "append")
+        own = ("rotate_on_read", "paged_16", "paged_64", "mixed_lengths", "cold", "cold_settled", "append")
         self.assertEqual(goals, {"peers": {("contiguous", "fastest")}, "bench": {(op, "") for op in own}})
         # What peers were seen to do is of the shapes that the goals are of.
         held = {key[:3] for key in families.goals("decode", "peers")}
